@@ -1,0 +1,48 @@
+"""ALBEF and the image-only methods it grew from, in the Hugging Face ecosystem."""
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForPreTraining,
+    AutoModelForZeroShotImageClassification,
+    AutoProcessor,
+)
+
+from .configuration_albef import AlbefConfig, AlbefTextConfig
+from .convert_original import load_original_checkpoint
+from .modeling_albef import AlbefModel, AlbefOutput
+from .modeling_albef_pretraining import AlbefForPreTraining, AlbefForPreTrainingOutput
+from .modeling_albef_text import AlbefTextModel
+from .processing_albef import AlbefProcessor
+
+__version__ = "0.1.0"
+
+AutoConfig.register("albef", AlbefConfig, exist_ok=True)
+AutoConfig.register("albef_text", AlbefTextConfig, exist_ok=True)
+AutoModel.register(AlbefConfig, AlbefModel, exist_ok=True)
+AutoModel.register(AlbefTextConfig, AlbefTextModel, exist_ok=True)
+AutoModelForPreTraining.register(AlbefConfig, AlbefForPreTraining, exist_ok=True)
+AutoModelForZeroShotImageClassification.register(AlbefConfig, AlbefModel, exist_ok=True)
+AutoProcessor.register(AlbefConfig, AlbefProcessor, exist_ok=True)
+
+# What a pushed folder says about its classes, so that every Auto class loads it without this package.
+AUTO_MAP = {
+    "AutoConfig": "configuration_albef.AlbefConfig",
+    "AutoModel": "modeling_albef.AlbefModel",
+    "AutoModelForPreTraining": "modeling_albef_pretraining.AlbefForPreTraining",
+    "AutoModelForZeroShotImageClassification": "modeling_albef.AlbefModel",
+    "AutoProcessor": "processing_albef.AlbefProcessor",
+}
+
+__all__ = [
+    "AUTO_MAP",
+    "AlbefConfig",
+    "AlbefForPreTraining",
+    "AlbefForPreTrainingOutput",
+    "AlbefModel",
+    "AlbefOutput",
+    "AlbefProcessor",
+    "AlbefTextConfig",
+    "AlbefTextModel",
+    "load_original_checkpoint",
+]

@@ -1,0 +1,261 @@
+"""The log of a run, and its curves as one picture."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+# Okabe and Ito's palette: told apart under every common colour blindness; no yellow, which is faint on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+INK = "#333333"
+FAINT = "#8a8a8a"
+COLUMNS = 3
+TITLES = {
+    "loss": "Total loss",
+    "loss_itc": "Image-text contrast",
+    "loss_itm": "Image-text matching",
+    "loss_mlm": "Masked language modelling",
+    "learning_rate": "Learning rate",
+    "temperature": "Temperature",
+    "gradient_norm": "Gradient norm",
+    "samples_per_second": "Samples per second",
+    "alpha": "Weight of soft targets (alpha)",
+}
+# One panel each, in this order, after the losses; a log without the key has no panel.
+SINGLE_PANELS = ("learning_rate", "temperature", "gradient_norm", "samples_per_second")
+
+
+@dataclass
+class RunLog:
+    """log.jsonl by kind of row.
+
+    Args:
+        run: what the run said of itself at its last start; empty where it said nothing.
+        train: rows of training, steps rising.
+        evaluations: rows of evaluation, in the order of the run.
+    """
+
+    run: dict[str, Any] = field(default_factory=dict)
+    train: list[dict[str, Any]] = field(default_factory=list)
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+
+    def loss_names(self) -> list[str]:
+        """`loss` and every `loss_*` that a row or the chance levels name, in the order of their appearance."""
+        names = dict.fromkeys(key for row in self.train for key in row if key == "loss" or key.startswith("loss_"))
+        return sorted(names, key=lambda name: name != "loss")
+
+    def chance(self, name: str) -> float | None:
+        """The value of a loss for a model that knows nothing; for the total, the sum where every part has one."""
+        levels = self.run.get("chance", {})
+        if name == "loss" and name not in levels:
+            parts = [part for part in self.loss_names() if part != "loss"]
+            return sum(levels[part] for part in parts) if parts and all(part in levels for part in parts) else None
+        return levels.get(name)
+
+    def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """(steps, values) of a key of the training rows, where it is a finite number."""
+        points = [(row["step"], row[name]) for row in self.train if _is_number(row.get(name))]
+        return np.array([step for step, _ in points]), np.array([value for _, value in points], dtype=float)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def read_log(path: Path | str) -> RunLog:
+    """Read a log of JSON lines.
+
+    Where a run was stopped and went on from an earlier step, what it did twice is shown as done last. A last line that
+    was cut off is left out.
+
+    Raises:
+        ValueError: a line before the last is not JSON; names the file and the line.
+    """
+    log = RunLog()
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                break
+            raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
+        kind = row.get("kind")
+        if kind == "run":
+            log.run = row
+        elif kind == "train":
+            if log.train and log.train[-1]["step"] >= row["step"]:  # the run went on from an earlier step
+                log.train = [each for each in log.train if each["step"] < row["step"]]
+                log.evaluations = [each for each in log.evaluations if each["step"] < row["step"]]
+            log.train.append(row)
+        elif kind == "evaluation":
+            log.evaluations.append(row)
+    return log
+
+
+def plot_curves(log_path: Path | str, out_png: Path | str) -> Path:
+    """Draw each loss with its chance level, what steers the optimizer, speed and retrieval against steps.
+
+    Args:
+        log_path: log.jsonl of a run folder.
+        out_png: the picture to write.
+    """
+    log = read_log(log_path)
+    panels: list[tuple[str, Any]] = [(name, _draw_loss) for name in log.loss_names()]
+    panels += [(name, _draw_value) for name in SINGLE_PANELS if len(log.series(name)[0])]
+    if any(key.endswith("_accuracy") for row in log.train for key in row):
+        panels.append(("Accuracy in training batches", _draw_accuracies))
+    for name in dict.fromkeys(row.get("name", "") for row in log.evaluations):
+        panels.append((name, _draw_retrieval))
+
+    columns = min(COLUMNS, max(1, len(panels)))
+    rows = max(1, math.ceil(len(panels) / columns))
+    figure = Figure(figsize=(4.3 * columns, 2.9 * rows), dpi=150, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    for index, (name, draw) in enumerate(panels):
+        axes = figure.add_subplot(rows, columns, index + 1)
+        _style(axes)
+        draw(axes, log, name)
+    if not panels:
+        figure.text(0.5, 0.5, "nothing logged yet", ha="center", va="center", color=FAINT)
+    out_png = Path(out_png)
+    figure.savefig(out_png)
+    return out_png
+
+
+def _style(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(FAINT)
+    axes.tick_params(colors=INK, labelsize=8)
+    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.set_xlabel("optimizer step", fontsize=8, color=INK)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+
+
+def _title(axes: Axes, text: str) -> None:
+    axes.set_title(text, fontsize=10, color=INK, loc="left", fontweight="semibold")
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Centred mean over a twentieth of the points; the window shrinks at both ends, so no point is invented."""
+    half = len(values) // 40
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    positions = np.arange(len(values))
+    reach = np.minimum(half, np.minimum(positions, len(values) - 1 - positions))
+    return (sums[positions + reach + 1] - sums[positions - reach]) / (2 * reach + 1)
+
+
+def _line(axes: Axes, steps: np.ndarray, values: np.ndarray, colour: str, label: str | None = None) -> None:
+    """Every point faintly and their running mean; a few points as points."""
+    if len(values) < 40:
+        axes.plot(steps, values, color=colour, linewidth=1.8, marker="o", markersize=4, label=label)
+        return
+    axes.plot(steps, values, color=colour, linewidth=0.7, alpha=0.3)
+    axes.plot(steps, _smooth(values), color=colour, linewidth=1.8, label=label)
+
+
+def _chance_line(axes: Axes, level: float, label: str, colour: str = FAINT) -> None:
+    axes.axhline(level, color=colour, linestyle=(0, (5, 3)), linewidth=1.3, zorder=1)
+    # Above its line, at the right edge, in axes units across and data units up.
+    axes.annotate(
+        label,
+        xy=(0.995, level),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, 2),
+        textcoords="offset points",
+        ha="right",
+        va="bottom",
+        fontsize=7.5,
+        color=INK,
+    )
+
+
+def _note_last(axes: Axes, values: Sequence[float]) -> None:
+    axes.set_title(f"last {values[-1]:.3g}", fontsize=8.5, color=FAINT, loc="right")
+
+
+def _draw_loss(axes: Axes, log: RunLog, name: str) -> None:
+    _title(axes, TITLES.get(name, name.removeprefix("loss_").replace("_", " ")))
+    steps, values = log.series(name)
+    if not len(values):
+        axes.text(0.5, 0.5, "no finite value", transform=axes.transAxes, ha="center", color=FAINT)
+        return
+    _line(axes, steps, values, COLOURS[0])
+    _note_last(axes, _smooth(values).tolist())
+    level = log.chance(name)
+    if level is not None:
+        _chance_line(axes, level, f"chance {level:.3g}")
+    # Room for the label, and no jump of the first steps that flattens everything after it.
+    top = max(level or -math.inf, float(np.quantile(values, 0.995)))
+    bottom = min(level if level is not None else math.inf, float(values.min()))
+    room = (top - bottom) * 0.12 or abs(top) * 0.1 or 1.0
+    axes.set_ylim(bottom - room / 2, top + room)
+
+
+def _draw_value(axes: Axes, log: RunLog, name: str) -> None:
+    _title(axes, TITLES.get(name, name.replace("_", " ")))
+    steps, values = log.series(name)
+    _line(axes, steps, values, COLOURS[2])
+    _note_last(axes, values.tolist())
+    if name == "learning_rate":
+        axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+        axes.yaxis.get_offset_text().set_fontsize(8)
+        axes.set_ylim(bottom=0)
+    elif name == "gradient_norm" and values.min() > 0 and values.max() > 30 * float(np.median(values)):
+        axes.set_yscale("log")
+    elif name == "samples_per_second":
+        axes.set_ylim(0, float(values.max()) * 1.15 or 1.0)
+
+
+def _draw_accuracies(axes: Axes, log: RunLog, name: str) -> None:
+    _title(axes, name)
+    keys = dict.fromkeys(key for row in log.train for key in row if key.endswith("_accuracy"))
+    for index, key in enumerate(keys):
+        steps, values = log.series(key)
+        if len(values):
+            label = key.removesuffix("_accuracy").replace("_", " ")
+            _line(axes, steps, values, COLOURS[index % len(COLOURS)], label)
+    axes.set_ylim(-0.02, 1.02)
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+    axes.legend(fontsize=7.5, frameon=False, labelcolor=INK)
+
+
+def _draw_retrieval(axes: Axes, log: RunLog, name: str) -> None:
+    """Recall at 10 in both directions, contrastive solid and re-ranked dotted, and what chance reaches."""
+    _title(axes, f"Retrieval R@10: {name}" if name else "Retrieval R@10")
+    rows = [row for row in log.evaluations if row.get("name", "") == name]
+    chance: dict[str, float] = {}
+    directions = (("image_to_text_r10", "image → text", "o"), ("text_to_image_r10", "text → image", "s"))
+    for index, (key, label, marker) in enumerate(directions):
+        for prefix, suffix, style in (("", "", "-"), ("reranked_", ", re-ranked", ":")):
+            points = [(row["step"], row["metrics"][prefix + key]) for row in rows if prefix + key in row["metrics"]]
+            if points:
+                axes.plot(
+                    *zip(*points, strict=True),
+                    color=COLOURS[index],
+                    linestyle=style,
+                    marker=marker,
+                    markersize=4,
+                    linewidth=1.8,
+                    label=label + suffix,
+                )
+        chance |= {key: row["chance"][key] for row in rows if key in row.get("chance", {})}
+    if chance:
+        # Both directions lie close together; where they do not, the higher is the one to beat.
+        level = max(chance.values())
+        _chance_line(axes, level, f"chance {level:.2%}")
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None))
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=7.5, frameon=False, labelcolor=INK)

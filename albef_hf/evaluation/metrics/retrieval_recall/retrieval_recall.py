@@ -1,0 +1,64 @@
+"""Image-text retrieval recall as an `evaluate` metric; loads without a network from the path of this file.
+
+    import evaluate
+    from albef_hf.evaluation import RETRIEVAL_RECALL
+
+    metric = evaluate.load(RETRIEVAL_RECALL)
+    metric.compute(predictions=scores, references=image_groups, text_groups=text_groups)
+"""
+
+import datasets
+import evaluate
+import torch
+
+from albef_hf.evaluation.recall import recall_from_scores
+
+_DESCRIPTION = """
+Recall at 1, 5 and 10 of retrieving texts with images and images with texts. A query is a hit at K when any of its
+right answers is among its first K; a wrong answer with the same score as the best right one counts as ahead of it.
+"""
+
+_INPUTS = """
+Args:
+    predictions: one row of scores an image, against every text; higher is better.
+    references: the group of each image. A text is a right answer for an image when their groups are equal.
+    text_groups: the group of each text. Groups are compared as strings.
+Returns:
+    image_to_text_r1, image_to_text_r5, image_to_text_r10, text_to_image_r1, text_to_image_r5, text_to_image_r10 and
+    mean_recall (of the six), as fractions; and each under "chance_" as a random order would have it.
+Example:
+    >>> metric.compute(predictions=[[0.9, 0.1], [0.2, 0.7]], references=["cat", "dog"], text_groups=["cat", "dog"])
+"""
+
+_CITATION = """
+@inproceedings{li2021align,
+  title={Align before Fuse: Vision and Language Representation Learning with Momentum Distillation},
+  author={Li, Junnan and Selvaraju, Ramprasaath R. and Gotmare, Akhilesh and Joty, Shafiq and Xiong, Caiming and
+          Hoi, Steven},
+  booktitle={Advances in Neural Information Processing Systems},
+  year={2021}
+}
+"""
+
+
+class RetrievalRecall(evaluate.Metric):
+    """See the module; the arithmetic is that of `albef_hf.evaluation.recall`."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_INPUTS,
+            features=datasets.Features(
+                {"predictions": datasets.Sequence(datasets.Value("float64")), "references": datasets.Value("string")}
+            ),
+        )
+
+    def _compute(
+        self, predictions: list[list[float]], references: list[str], text_groups: list[str | int] | None = None
+    ) -> dict[str, float]:
+        if text_groups is None:
+            raise ValueError("text_groups is missing: give the group of each text (column of the scores)")
+        scores = torch.as_tensor(predictions, dtype=torch.float64)
+        metrics, chance = recall_from_scores(scores, references, [str(group) for group in text_groups])
+        return metrics | {f"chance_{name}": value for name, value in chance.items()}

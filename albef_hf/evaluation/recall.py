@@ -1,0 +1,142 @@
+"""Recall at K where a query may have several right answers: the arithmetic, with neither model nor data.
+
+A *query* is ranked against all *candidates*; a candidate is right (relevant) when its group equals the query's. The
+rank of a query is the number of wrong candidates placed ahead of its best right one, so rank 0 is a hit at 1. A wrong
+candidate whose score equals that of the best right one counts as ahead, and so does one that cannot be compared (not
+a number): a model that gives every pair the same score, or that has diverged, finds nothing.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+
+import torch
+
+CUTOFFS = (1, 5, 10)
+NO_RIGHT_ANSWER = -1
+
+
+def group_codes(
+    image_groups: Sequence[Hashable], text_groups: Sequence[Hashable]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Any hashable groups -> int64 codes (images,) and (texts,), equal where the groups are equal."""
+    codes: dict[Hashable, int] = {}
+    numbered = [[codes.setdefault(group, len(codes)) for group in groups] for groups in (image_groups, text_groups)]
+    return torch.tensor(numbered[0], dtype=torch.int64), torch.tensor(numbered[1], dtype=torch.int64)
+
+
+def relevant_counts(query_groups: torch.Tensor, candidate_groups: torch.Tensor) -> torch.Tensor:
+    """How many candidates are right for each query: codes (queries,) and (candidates,) -> int64 (queries,)."""
+    highest = int(torch.cat([query_groups, candidate_groups]).max()) + 1
+    return torch.bincount(candidate_groups, minlength=highest)[query_groups]
+
+
+def best_ranks(scores: torch.Tensor, relevant: torch.Tensor) -> torch.Tensor:
+    """Wrong candidates ahead of the best right one, ties counted as ahead; -1 where no candidate is right.
+
+    Args:
+        scores: (queries, candidates), higher is better.
+        relevant: bool, same shape.
+    """
+    best = scores.masked_fill(~relevant, float("-inf")).amax(dim=1, keepdim=True)
+    # "not below" rather than "at or above": what is not a number is ahead too.
+    ranks = (~(scores < best) & ~relevant).sum(dim=1)
+    return ranks.masked_fill(~relevant.any(dim=1), NO_RIGHT_ANSWER)
+
+
+def ranks_from_scores(
+    scores: torch.Tensor, query_groups: torch.Tensor, candidate_groups: torch.Tensor
+) -> torch.Tensor:
+    """`best_ranks` of scores (queries, candidates) under group codes (queries,) and (candidates,)."""
+    return best_ranks(scores, query_groups[:, None] == candidate_groups[None, :])
+
+
+def reranked_ranks(
+    matching: torch.Tensor, shortlist: torch.Tensor, first_ranks: torch.Tensor, relevant: torch.Tensor
+) -> torch.Tensor:
+    """Ranks after the candidates of a shortlist were put in a new order, ahead of all the others.
+
+    Args:
+        matching: (queries, k) the new scores.
+        shortlist: (queries, k) which candidates they belong to.
+        first_ranks: (queries,) ranks under the old scores. A query with no right answer in its shortlist keeps its
+            rank: whatever the new order, the same candidates stand ahead.
+        relevant: bool (queries, k), whether each candidate of the shortlist is right.
+    """
+    assert matching.shape == shortlist.shape == relevant.shape
+    ranks = best_ranks(matching, relevant)
+    return torch.where(relevant.any(dim=1), ranks, first_ranks)
+
+
+def recall_from_ranks(ranks: torch.Tensor, cutoff: int) -> float:
+    """The share of queries with a right answer among their first `cutoff`; queries that have none are left out."""
+    answerable = ranks[ranks != NO_RIGHT_ANSWER]
+    return (answerable < cutoff).double().mean().item()
+
+
+def chance_recall(counts: torch.Tensor, candidates: int, cutoff: int) -> float:
+    """Expected recall of a random order, exactly: one minus the hypergeometric chance of `cutoff` wrong draws.
+
+    Args:
+        counts: (queries,) right answers of each query; those without any are left out.
+        candidates: how many candidates each query is ranked against.
+    """
+    answerable = counts[counts > 0].double()
+    misses = torch.ones_like(answerable)
+    for drawn in range(min(cutoff, candidates)):
+        misses = misses * ((candidates - answerable - drawn) / (candidates - drawn)).clamp(min=0)
+    return (1 - misses).mean().item()
+
+
+def named_metrics(image_to_text: Mapping[int, float], text_to_image: Mapping[int, float]) -> dict[str, float]:
+    """Values by cutoff of both directions -> `image_to_text_r1` ..., and their mean as `mean_recall`."""
+    metrics = {f"image_to_text_r{cutoff}": value for cutoff, value in image_to_text.items()}
+    metrics |= {f"text_to_image_r{cutoff}": value for cutoff, value in text_to_image.items()}
+    return metrics | {"mean_recall": sum(metrics.values()) / len(metrics)}
+
+
+def recall_metrics(image_ranks: torch.Tensor, text_ranks: torch.Tensor) -> dict[str, float]:
+    """Recall at 1, 5 and 10 as fractions, images as queries and texts as queries, and the mean of the six."""
+    return named_metrics(
+        {cutoff: recall_from_ranks(image_ranks, cutoff) for cutoff in CUTOFFS},
+        {cutoff: recall_from_ranks(text_ranks, cutoff) for cutoff in CUTOFFS},
+    )
+
+
+def chance_metrics(image_groups: torch.Tensor, text_groups: torch.Tensor) -> dict[str, float]:
+    """What `recall_metrics` would be on average if every order were random."""
+    image_counts = relevant_counts(image_groups, text_groups)
+    text_counts = relevant_counts(text_groups, image_groups)
+    return named_metrics(
+        {cutoff: chance_recall(image_counts, len(text_groups), cutoff) for cutoff in CUTOFFS},
+        {cutoff: chance_recall(text_counts, len(image_groups), cutoff) for cutoff in CUTOFFS},
+    )
+
+
+def check_groups(image_groups: Sequence[Hashable], text_groups: Sequence[Hashable]) -> None:
+    """Raises ValueError where there is nothing to measure."""
+    if not len(image_groups) or not len(text_groups):
+        raise ValueError(f"retrieval needs images and texts, got {len(image_groups)} and {len(text_groups)}")
+    if set(image_groups).isdisjoint(text_groups):
+        raise ValueError(
+            f"no text belongs to any image: image groups begin {list(image_groups[:3])!r}, "
+            f"text groups begin {list(text_groups[:3])!r}"
+        )
+
+
+def recall_from_scores(
+    scores: torch.Tensor, image_groups: Sequence[Hashable], text_groups: Sequence[Hashable]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Recalls, and what chance would reach, of one score matrix (images, texts) read in both directions.
+
+    Raises:
+        ValueError: the matrix does not fit the groups, or no text belongs to any image.
+    """
+    check_groups(image_groups, text_groups)
+    if tuple(scores.shape) != (len(image_groups), len(text_groups)):
+        raise ValueError(
+            f"scores of shape {tuple(scores.shape)} do not fit {len(image_groups)} images and {len(text_groups)} texts"
+        )
+    image_codes, text_codes = group_codes(image_groups, text_groups)
+    metrics = recall_metrics(
+        ranks_from_scores(scores, image_codes, text_codes), ranks_from_scores(scores.T, text_codes, image_codes)
+    )
+    return metrics, chance_metrics(image_codes, text_codes)

@@ -1,0 +1,121 @@
+"""ALBEF's losses as pure functions of tensors. Gathering across ranks is the caller's business.
+
+Logits are used in the precision they come in: callers lift half precision to float32 before.
+"""
+
+import torch
+from torch import nn
+
+IGNORED = -100
+
+
+def contrastive_loss(
+    logits: torch.Tensor,
+    positives: torch.Tensor,
+    teacher_logits: torch.Tensor | None = None,
+    alpha: float | torch.Tensor = 0.0,
+    left_out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Image-text contrast in one direction with momentum-distilled targets (equations 1, 2 and 6).
+
+    The cross-entropy between softmax(logits) and  alpha * softmax(teacher_logits) + (1 - alpha) * hard,  written as
+    logsumexp(s) - alpha * sum(q * s) - (1 - alpha) * sum(hard * s), so that no dense target is ever built. It differs
+    from the paper's (1 - alpha) * L + alpha * KL by the teacher's entropy, a constant.
+
+    Args:
+        logits: (queries, keys), similarity over temperature.
+        positives: (queries,) integer column of the one positive, or (queries, keys) boolean; several positives of a
+            query share its hard target equally.
+        teacher_logits: (queries, keys) of the momentum copies; no gradient should reach them.
+        alpha: weight of the soft targets.
+        left_out: (queries, keys) boolean, True where a key is neither positive nor negative.
+
+    Returns: scalar, mean over queries.
+    """
+    finite = logits
+    if left_out is not None:
+        logits = logits.masked_fill(left_out, float("-inf"))
+        finite = finite.masked_fill(left_out, 0.0)
+        if teacher_logits is not None:
+            teacher_logits = teacher_logits.masked_fill(left_out, float("-inf"))
+    if positives.dtype == torch.bool:
+        weights = positives.to(logits.dtype)
+        hard = (finite * weights).sum(1) / weights.sum(1)
+    else:
+        hard = finite.gather(1, positives[:, None]).squeeze(1)
+    loss = logits.logsumexp(1)
+    if teacher_logits is None:
+        return (loss - hard).mean()
+    soft = (teacher_logits.softmax(1) * finite).sum(1)
+    return (loss - alpha * soft - (1 - alpha) * hard).mean()
+
+
+def masked_language_modelling_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    teacher_logits: torch.Tensor | None = None,
+    alpha: float | torch.Tensor = 0.0,
+    count: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Masked language modelling with momentum-distilled targets (equations 3 and 7), at the masked positions only.
+
+    Args:
+        logits: (positions, vocabulary).
+        labels: (positions,) token ids; -100 is ignored.
+        teacher_logits: (positions, vocabulary) of the momentum copies.
+        count: what the sum is divided by; the number of labels when left out.
+
+    Returns: scalar; 0 where there is no label at all.
+    """
+    valid = labels != IGNORED
+    if count is None:
+        count = valid.sum().to(logits.dtype)
+    hard = logits.gather(1, labels.clamp(min=0)[:, None]).squeeze(1)
+    per_position = logits.logsumexp(1) - (1 - alpha if teacher_logits is not None else 1.0) * hard
+    if teacher_logits is not None:
+        per_position = per_position - alpha * (teacher_logits.softmax(1) * logits).sum(1)
+    return per_position.masked_fill(~valid, 0.0).sum() / torch.where(count > 0, count, 1)
+
+
+def matching_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Image-text matching (equation 4): two-way cross-entropy, class 1 is "match", label -100 is ignored.
+
+    Args:
+        logits: (pairs, 2).
+        labels: (pairs,).
+
+    Returns: scalar, mean over the pairs that count; 0 where none does.
+    """
+    total = nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+    return total / (labels != IGNORED).sum().clamp(min=1)
+
+
+def sample_hard_negatives(
+    similarity: torch.Tensor, excluded: torch.Tensor, draws: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One negative for each row, drawn in proportion to softmax(similarity) over what is not excluded (section 3.2).
+
+    Excluded columns are masked *before* a float32 softmax, so the remaining mass always sums to one: masking after
+    it, as the published code does, leaves no mass at all once the positive is sure of itself, and the draw fails.
+    Where the mass vanishes all the same (similarities that are not finite), the draw is uniform over what is not
+    excluded.
+
+    Args:
+        similarity: (queries, candidates), over temperature.
+        excluded: (queries, candidates) boolean, True for positives and whatever must not be a negative.
+        draws: (queries,) uniform numbers in [0, 1), one per row: the same number gives the same negative, on any
+            number of ranks. No host read.
+
+    Returns: (queries,) column indices, and (queries,) boolean: False where every candidate is excluded (the index
+    then means nothing).
+    """
+    allowed = ~excluded
+    weights = similarity.detach().masked_fill(excluded, float("-inf"))
+    weights = weights.to(torch.promote_types(weights.dtype, torch.float32)).softmax(1)
+    usable = torch.isfinite(weights).all(1, keepdim=True)
+    weights = torch.where(usable, weights, allowed.to(weights.dtype))
+    cumulated = weights.cumsum(1)
+    # A draw just below 1 must stay below the total after rounding.
+    threshold = draws.to(weights.dtype)[:, None].clamp(max=1 - 1e-6) * cumulated[:, -1:]
+    index = (cumulated <= threshold).sum(1).clamp(max=similarity.shape[1] - 1)
+    return index, allowed.any(1)

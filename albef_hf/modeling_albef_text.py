@@ -1,0 +1,365 @@
+"""BERT as ALBEF uses it: a text encoder below, a fusion encoder with bidirectional cross-attention above.
+
+Parameter names are BERT's, so that BERT weights load by name.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_albef import AlbefConfig, AlbefTextConfig
+from .momentum import MomentumCopy
+from .vision_backbone import VisionBackbone
+
+# Keys and values of one fusion layer for some images, each (batch, heads, image tokens, head width).
+KeysValues = tuple[torch.Tensor, torch.Tensor]
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention that can show its weights; the others go through transformers' attention functions."""
+    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = nn.functional.dropout(scores.softmax(-1), p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+class AlbefTextEmbeddings(nn.Module):
+    def __init__(self, config: AlbefTextConfig) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        length = input_ids.shape[1]
+        if length > self.position_embeddings.num_embeddings:
+            raise ValueError(
+                f"a text of {length} tokens is longer than the {self.position_embeddings.num_embeddings} positions "
+                "of this model: truncate it"
+            )
+        # One text segment: every token is of type 0 and position i.
+        embeddings = self.word_embeddings(input_ids) + self.token_type_embeddings.weight[0]
+        return self.dropout(self.LayerNorm(embeddings + self.position_embeddings.weight[:length]))
+
+
+class _Attention(nn.Module):
+    """Multi-head attention of queries from text to keys and values from `memory_size`-wide states."""
+
+    def __init__(self, config: AlbefTextConfig, memory_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.heads = config.num_attention_heads
+        self.head_size = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_size**-0.5
+        self.dropout = config.attention_probs_dropout_prob
+        self.is_causal = False
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(memory_size, config.hidden_size)
+        self.value = nn.Linear(memory_size, config.hidden_size)
+
+    def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
+        return states.unflatten(-1, (self.heads, self.head_size)).transpose(1, 2)
+
+    def project(self, memory: torch.Tensor) -> KeysValues:
+        """(batch, tokens, memory_size) -> keys and values (batch, heads, tokens, head_size)."""
+        return self._split_heads(self.key(memory)), self._split_heads(self.value(memory))
+
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, keys_values: KeysValues, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        output, weights = attention(
+            self,
+            self._split_heads(self.query(hidden_states)),
+            *keys_values,
+            attention_mask,
+            dropout=self.dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        return output.flatten(2), weights
+
+
+class AlbefTextSelfAttention(_Attention):
+    """Attention of a text to itself."""
+
+
+class AlbefTextCrossAttention(_Attention):
+    """Attention of a text to an image."""
+
+
+class AlbefTextResidual(nn.Module):
+    """Project, drop, add, normalise (BERT is post-norm)."""
+
+    def __init__(self, config: AlbefTextConfig, input_size: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(input_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_states: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        return self.LayerNorm(self.dropout(self.dense(hidden_states)) + residual)
+
+
+class AlbefTextAttention(nn.Module):
+    """BERT's naming: `self` attends, `output` projects."""
+
+    def __init__(self, config: AlbefTextConfig, attention: _Attention) -> None:
+        super().__init__()
+        self.self = attention
+        self.output = AlbefTextResidual(config, config.hidden_size)
+
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, keys_values: KeysValues, **kwargs: Any
+    ) -> torch.Tensor:
+        attended, _ = self.self(hidden_states, attention_mask, keys_values, **kwargs)
+        return self.output(attended, hidden_states)
+
+
+class AlbefTextIntermediate(nn.Module):
+    def __init__(self, config: AlbefTextConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.activation(self.dense(hidden_states))
+
+
+class AlbefTextLayer(GradientCheckpointingLayer):
+    """Self-attention, then (in fusion layers) cross-attention to the image, then the feed-forward part."""
+
+    def __init__(self, config: AlbefTextConfig, fuses: bool) -> None:
+        super().__init__()
+        self.attention = AlbefTextAttention(config, AlbefTextSelfAttention(config, config.hidden_size))
+        if fuses:
+            memory_size = config.encoder_hidden_size
+            if memory_size is None:
+                raise ValueError("the text configuration needs encoder_hidden_size, the width of the image tokens")
+            self.crossattention = AlbefTextAttention(config, AlbefTextCrossAttention(config, memory_size))
+        self.intermediate = AlbefTextIntermediate(config)
+        self.output = AlbefTextResidual(config, config.intermediate_size)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        image_keys_values: KeysValues | None = None,
+        queries: int | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """queries: compute the first so many positions only; all of them are attended to in any case."""
+        keys_values = self.attention.self.project(hidden_states)
+        hidden_states = self.attention(hidden_states[:, :queries], attention_mask, keys_values, **kwargs)
+        if image_keys_values is not None:
+            hidden_states = self.crossattention(hidden_states, None, image_keys_values, **kwargs)
+        return self.output(self.intermediate(hidden_states), hidden_states)
+
+
+class AlbefTextEncoder(nn.Module):
+    def __init__(self, config: AlbefTextConfig) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(
+            [AlbefTextLayer(config, fuses=index >= config.fusion_layer) for index in range(config.num_hidden_layers)]
+        )
+
+
+class AlbefPreTrainedModel(PreTrainedModel):
+    config: AlbefConfig
+    base_model_prefix = "albef"
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["AlbefTextLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_record_outputs = {
+        "hidden_states": AlbefTextLayer,
+        "attentions": AlbefTextSelfAttention,
+        "cross_attentions": AlbefTextCrossAttention,
+    }
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, AlbefPredictionHead):
+            init.zeros_(module.bias)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers. Loading makes every parameter trainable; those that must not be are frozen again."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        for module in (loaded[0] if isinstance(loaded, tuple) else loaded).modules():
+            if isinstance(module, (MomentumCopy, VisionBackbone)):
+                module.freeze()
+        return loaded
+
+
+class AlbefTextModel(AlbefPreTrainedModel):
+    """BERT as a text encoder (layers below `fusion_layer`) and a fusion encoder (the layers from there on).
+
+    Parameter names are BERT's, so BERT weights load by name; cross-attention is new.
+    """
+
+    config: AlbefTextConfig
+    base_model_prefix = "text_model"
+    main_input_name = "input_ids"
+    input_modalities = ("text",)
+
+    def __init__(self, config: AlbefTextConfig) -> None:
+        super().__init__(config)
+        self.embeddings = AlbefTextEmbeddings(config)
+        self.encoder = AlbefTextEncoder(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.embeddings.word_embeddings = value
+
+    @property
+    def text_layers(self) -> nn.ModuleList:
+        return self.encoder.layer[: self.config.fusion_layer]
+
+    @property
+    def fusion_layers(self) -> nn.ModuleList:
+        return self.encoder.layer[self.config.fusion_layer :]
+
+    def _mask(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+        """(batch, tokens) of 0 and 1 -> what the attention function takes, without looking at its values."""
+        implementation = self.config._attn_implementation
+        if attention_mask is None or attention_mask.dim() != 2:
+            return attention_mask
+        if implementation not in ("sdpa", "eager"):
+            return create_bidirectional_mask(
+                config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
+            )
+        visible = attention_mask.to(torch.bool)[:, None, None, :]  # (batch, 1, 1, tokens)
+        if implementation == "sdpa":
+            return visible
+        lowest = torch.finfo(hidden_states.dtype).min
+        return torch.zeros_like(visible, dtype=hidden_states.dtype).masked_fill(~visible, lowest)
+
+    def encode_text(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, queries: int | None = None, **kwargs: Any
+    ) -> torch.Tensor:
+        """The text encoder: token ids (batch, tokens) -> states (batch, tokens, hidden_size).
+
+        queries: return the first so many positions only (1: the class token).
+        """
+        hidden_states = self.embeddings(input_ids)
+        mask = self._mask(hidden_states, attention_mask)
+        last = len(self.text_layers) - 1
+        for index, layer in enumerate(self.text_layers):
+            hidden_states = layer(hidden_states, mask, None, queries if index == last else None, **kwargs)
+        return hidden_states
+
+    def project_image_tokens(self, image_tokens: torch.Tensor) -> list[KeysValues]:
+        """Keys and values of an image (batch, tokens, encoder_hidden_size) for each fusion layer.
+
+        They depend on the image alone: compute them once and share them between all the texts it meets.
+        """
+        return [layer.crossattention.self.project(image_tokens) for layer in self.fusion_layers]
+
+    def fuse(
+        self,
+        text_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        image_keys_values: Sequence[KeysValues],
+        queries: int | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """The fusion encoder: text states (batch, tokens, hidden_size) -> fused states of the same shape.
+
+        image_keys_values: from `project_image_tokens`, one image a text. queries: as in `encode_text`.
+        """
+        mask = self._mask(text_states, attention_mask)
+        last = len(self.fusion_layers) - 1
+        for index, layer in enumerate(self.fusion_layers):
+            text_states = layer(
+                text_states, mask, image_keys_values[index], queries if index == last else None, **kwargs
+            )
+        return text_states
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPoolingAndCrossAttentions:
+        """Text alone, or text fused with image tokens where `encoder_hidden_states` (batch, tokens, width) are given.
+
+        Attention maps (`output_attentions=True`) need `attn_implementation="eager"`.
+        """
+        hidden_states = self.encode_text(input_ids, attention_mask, **kwargs)
+        if encoder_hidden_states is not None:
+            image_keys_values = self.project_image_tokens(encoder_hidden_states)
+            hidden_states = self.fuse(hidden_states, attention_mask, image_keys_values, **kwargs)
+        return BaseModelOutputWithPoolingAndCrossAttentions(
+            last_hidden_state=hidden_states, pooler_output=hidden_states[:, 0]
+        )
+
+
+class AlbefPredictionTransform(nn.Module):
+    def __init__(self, config: AlbefTextConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.LayerNorm(self.activation(self.dense(hidden_states)))
+
+
+class AlbefPredictionHead(nn.Module):
+    """BERT's vocabulary head. The decoder is the word embedding table, passed in: nothing to tie, nothing to untie."""
+
+    def __init__(self, config: AlbefTextConfig) -> None:
+        super().__init__()
+        self.transform = AlbefPredictionTransform(config)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(self, hidden_states: torch.Tensor, word_embeddings: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(self.transform(hidden_states), word_embeddings, self.bias)
+
+
+class AlbefMaskedLanguageModellingHead(nn.Module):
+    def __init__(self, config: AlbefTextConfig) -> None:
+        super().__init__()
+        self.predictions = AlbefPredictionHead(config)
+
+    def forward(self, hidden_states: torch.Tensor, word_embeddings: torch.Tensor) -> torch.Tensor:
+        """(..., hidden_size) -> logits (..., vocabulary)."""
+        return self.predictions(hidden_states, word_embeddings)
+
+
+__all__ = ["AlbefMaskedLanguageModellingHead", "AlbefPreTrainedModel", "AlbefTextModel", "KeysValues"]

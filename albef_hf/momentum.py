@@ -1,0 +1,111 @@
+"""The two things that live from step to step: momentum copies and feature queues.
+
+Neither moves inside `forward`. Keys enter a queue after the backward pass, and a momentum copy follows its online
+module once per optimizer step, so gradient accumulation, re-computation, evaluation and skipped steps cannot corrupt
+them.
+"""
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from transformers import initialization as init
+
+
+class MomentumCopy(nn.Module):
+    """An exponential moving average of the *parameters* of some modules (MoCo, equation 2; ALBEF, section 3.2).
+
+    The copies carry the names of the modules they follow and never receive a gradient. Buffers (such as running
+    statistics) are the copy's own.
+
+    Args:
+        online: the modules to follow, by name.
+
+    Buffer: `updates` (1,): how often the copies have moved; 0 for copies that are equal to their originals.
+    """
+
+    def __init__(self, online: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        # transformers initialises a module only if it holds a tensor of its own: `start` hangs on this one.
+        self.register_buffer("updates", torch.zeros(1, dtype=torch.int64))
+        for name, module in online.items():
+            self.add_module(name, copy.deepcopy(module))
+        self.freeze()
+
+    def freeze(self) -> None:
+        """The copies do not train. Loading a checkpoint makes new parameters, which have to be told again."""
+        self.requires_grad_(False)
+
+    def _pairs(self, online: Mapping[str, nn.Module]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        copies, originals = [], []
+        for name, module in online.items():
+            copies += list(self.get_submodule(name).parameters())
+            originals += list(module.parameters())
+        return copies, originals
+
+    @torch.no_grad()
+    def update(self, online: Mapping[str, nn.Module], momentum: float) -> None:
+        """copy = momentum * copy + (1 - momentum) * online, for all parameters in one call."""
+        copies, originals = self._pairs(online)
+        torch._foreach_lerp_(copies, originals, 1.0 - momentum)
+        self.updates.add_(1)
+
+    @torch.no_grad()
+    def reset(self, online: Mapping[str, nn.Module]) -> None:
+        """Make every copied parameter and buffer equal to its original."""
+        for name, module in online.items():
+            self.get_submodule(name).load_state_dict(module.state_dict())
+        self.updates.zero_()
+
+    @torch.no_grad()
+    def start(self, online: Mapping[str, nn.Module]) -> None:
+        """As `reset` for parameters, but whatever was loaded from a checkpoint stays. For use in `_init_weights`."""
+        copies, originals = self._pairs(online)
+        for copied, original in zip(copies, originals, strict=True):
+            init.copy_(copied, original)
+        init.zeros_(self.updates)
+
+
+class FeatureQueue(nn.Module):
+    """A ring buffer of unit-length feature rows (MoCo, section 3.2). Takes any number of rows at a time.
+
+    Args:
+        size: rows kept. 0 makes a queue that stays empty.
+        dim: width of a row.
+        id_columns: integers kept beside each row (image id, caption id ...); rows never filled hold -100.
+
+    Buffers: `features` (size, dim), `ids` (size, id_columns), `cursor` (1,): the next slot to write.
+    """
+
+    def __init__(self, size: int, dim: int, id_columns: int = 0) -> None:
+        super().__init__()
+        self.size = size
+        self.register_buffer("features", torch.empty(size, dim))
+        self.register_buffer("ids", torch.empty(size, id_columns, dtype=torch.int64))
+        self.register_buffer("cursor", torch.zeros(1, dtype=torch.int64))
+        self.start()
+
+    @torch.no_grad()
+    def start(self) -> None:
+        """Random unit rows, as published, without ids. Whatever was loaded from a checkpoint stays."""
+        random_rows = torch.randn_like(self.features)
+        init.copy_(self.features, nn.functional.normalize(random_rows, dim=1))
+        init.constant_(self.ids, -100)
+        init.zeros_(self.cursor)
+
+    @torch.no_grad()
+    def enqueue(self, rows: torch.Tensor, ids: torch.Tensor | None = None) -> None:
+        """Write rows (n, dim) over the oldest ones, for any n; of more rows than slots the last ones stay.
+
+        ids: (n, id_columns); -100 ("no id") where left out.
+        """
+        count = rows.shape[0]
+        kept = min(count, self.size)
+        if kept == 0:
+            return
+        slots = (self.cursor + count - kept + torch.arange(kept, device=self.cursor.device)) % self.size
+        self.features[slots] = rows[count - kept :].to(self.features.dtype)
+        if self.ids.shape[1]:
+            self.ids[slots] = -100 if ids is None else ids[count - kept :]
+        self.cursor.copy_((self.cursor + count) % self.size)

@@ -1,0 +1,2 @@
+class AlbefProcessor:  # placeholder until the processor lands
+    pass

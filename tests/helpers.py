@@ -1,0 +1,100 @@
+"""Small models and batches that the tests share."""
+
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from albef_hf import AlbefConfig, AlbefForPreTraining, load_original_checkpoint
+from albef_hf.convert_original import infer_config
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+def tiny_config(**changes) -> AlbefConfig:
+    fields = {
+        "vision_config": {
+            "model_type": "vit",
+            "hidden_size": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 3,
+            "intermediate_size": 48,
+            "image_size": 32,
+            "patch_size": 16,
+            "layer_norm_eps": 1e-6,
+        },
+        "text_config": {
+            "vocab_size": 60,
+            "hidden_size": 16,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 2,
+            "intermediate_size": 32,
+            "max_position_embeddings": 16,
+            "fusion_layer": 2,
+            "hidden_dropout_prob": 0.0,
+            "attention_probs_dropout_prob": 0.0,
+        },
+        "projection_dim": 8,
+        "queue_size": 6,
+    }
+    text = {**fields["text_config"], **changes.pop("text_config", {})}
+    return AlbefConfig(**{**fields, "text_config": text, **changes})
+
+
+def tiny_model(seed: int = 0, **changes) -> AlbefForPreTraining:
+    torch.manual_seed(seed)
+    return AlbefForPreTraining(tiny_config(**changes))
+
+
+def tiny_batch(size: int = 4, length: int = 9, seed: int = 0, image_size: int = 32, vocabulary: int = 60) -> dict:
+    """A batch with every key the collator makes. The last row is padded."""
+    generator = torch.Generator().manual_seed(seed)
+    input_ids = torch.randint(5, vocabulary, (size, length), generator=generator)
+    input_ids[:, 0] = 2
+    attention_mask = torch.ones(size, length, dtype=torch.int64)
+    attention_mask[-1, length - 3 :] = 0
+    input_ids = input_ids.masked_fill(attention_mask == 0, 0)
+    labels = torch.full_like(input_ids, -100)
+    masked = input_ids.clone()
+    for row in range(size):
+        position = 1 + row % (length - 4)
+        labels[row, position] = input_ids[row, position]
+        masked[row, position] = 4
+    return {
+        "pixel_values": torch.randn(size, 3, image_size, image_size, generator=generator),
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "mlm_input_ids": masked,
+        "mlm_labels": labels,
+        "mlm_positions": (labels.flatten() != -100).nonzero().squeeze(1),
+        "image_ids": torch.arange(size) + 100 * seed,
+        "caption_ids": torch.arange(size) + 100 * seed,
+        "negative_draws": torch.rand(size, 2, generator=generator),
+    }
+
+
+def to_double(batch: dict) -> dict:
+    return {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
+
+
+def load_reference(name: str) -> tuple[dict, dict, dict, dict]:
+    """(state under published names, inputs, expected outputs, sizes) of one recorded file."""
+    path = FIXTURES / f"{name}.safetensors"
+    tensors = load_file(path)
+    with safe_open(path, "pt") as handle:
+        sizes = handle.metadata()
+
+    def part(prefix: str) -> dict:
+        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+    return part("state/"), part("input/"), part("output/"), sizes
+
+
+def reference_model(state: dict, sizes: dict, attention: str = "sdpa") -> AlbefForPreTraining:
+    """A recorded state as our model, in float64 and training mode (its dropout is 0)."""
+    config = infer_config(state, vision_heads=int(sizes["vision_heads"]), text_heads=int(sizes["text_heads"]))
+    config.text_config.hidden_dropout_prob = config.text_config.attention_probs_dropout_prob = 0.0
+    model = load_original_checkpoint(state, config).double()
+    model.set_attn_implementation(attention)
+    return model.train()
