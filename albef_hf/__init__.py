@@ -25,17 +25,7 @@ AutoModelForPreTraining.register(AlbefConfig, AlbefForPreTraining, exist_ok=True
 AutoModelForZeroShotImageClassification.register(AlbefConfig, AlbefModel, exist_ok=True)
 AutoProcessor.register(AlbefConfig, AlbefProcessor, exist_ok=True)
 
-# What a pushed folder says about its classes, so that every Auto class loads it without this package.
-AUTO_MAP = {
-    "AutoConfig": "configuration_albef.AlbefConfig",
-    "AutoModel": "modeling_albef.AlbefModel",
-    "AutoModelForPreTraining": "modeling_albef_pretraining.AlbefForPreTraining",
-    "AutoModelForZeroShotImageClassification": "modeling_albef.AlbefModel",
-    "AutoProcessor": "processing_albef.AlbefProcessor",
-}
-
 __all__ = [
-    "AUTO_MAP",
     "AlbefConfig",
     "AlbefForPreTraining",
     "AlbefForPreTrainingOutput",

@@ -1,0 +1,352 @@
+"""report.html: a run on one page that opens without a network.
+
+Pictures are inside the file, there is no script, and whatever comes from data or configuration is escaped.
+"""
+
+import base64
+import io
+import json
+import random
+from collections import Counter
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data.images import decode_image
+from ..data.retrieval import RetrievalData
+from .curves import TITLES, RunLog, plot_curves, read_log
+from .recall import CUTOFFS, NO_RIGHT_ANSWER
+from .report_style import STYLE
+from .retrieval import RERANKED, RetrievalResult
+
+QUERIES_SHOWN = 12
+ANSWERS_SHOWN = 5
+GALLERY_SEED = 0
+THUMBNAIL = 144  # pixels, the longer side
+TEXT_SHOWN = 240  # characters
+REASONS_SHOWN = 12
+
+
+def write_report(run_folder: Path | str, result: RetrievalResult | None, data: RetrievalData | None) -> Path:
+    """Write report.html (and curves.png) into a run folder, from what is there; a missing file leaves its part out.
+
+    Args:
+        run_folder: may hold log.jsonl, config.yaml, versions.json and rejected.jsonl.
+        result: retrieval of the final weights, for the table; None leaves the table and the gallery out.
+        data: the images and texts behind `result`, for the gallery.
+
+    Returns:
+        The path of report.html.
+    """
+    folder = Path(run_folder)
+    log_path = folder / "log.jsonl"
+    log = read_log(log_path) if log_path.exists() else RunLog()
+    curves = plot_curves(log_path, folder / "curves.png") if log_path.exists() else None
+    parts = [_header(folder, log, result), _losses(log, curves)]
+    if result is not None:
+        parts.append(_retrieval(log, result))
+        if data is not None:
+            parts.append(_gallery(result, data))
+    parts += [_rejected(folder), _origins(folder)]
+    title = escape(_method(log))
+    page = (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{title}: training report</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(part for part in parts if part)
+        + "\n</main>\n</body>\n</html>\n"
+    )
+    path = folder / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What was trained
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _method(log: RunLog) -> str:
+    return str(log.run.get("method", "model")).upper()
+
+
+def _header(folder: Path, log: RunLog, result: RetrievalResult | None) -> str:
+    config = _config(folder)
+    trained_on = config.get("dataset")
+    last = log.train[-1] if log.train else {}
+    sentence = f"Trained on {_code(str(trained_on))}" if trained_on else "Trained"
+    if "step" in last:
+        sentence += f" for {_count(last['step'])} optimizer steps"
+    if result is not None:
+        sentence += (
+            f"; retrieval measured on {_code(result.name)}, {_count(result.images)} images and "
+            f"{_count(result.texts)} texts"
+        )
+    tiles = []
+    if "parameters" in log.run:
+        tiles.append((_short(log.run["parameters"]), "trainable parameters"))
+    if "step" in last:
+        total = log.run.get("total_steps")
+        tiles.append((_count(last["step"]), f"steps of {_count(total)}" if total else "optimizer steps"))
+    if "epoch" in last:
+        tiles.append((f"{last['epoch']:.4g}", "epochs"))
+    if "seconds" in last:
+        tiles.append((_duration(last["seconds"]), "training time"))
+    speeds = log.series("samples_per_second")[1]
+    if len(speeds):
+        tiles.append((f"{np.median(speeds):,.4g}", "pairs per second (median)"))
+    if result is not None:
+        best = RERANKED if result.k > 0 else ""
+        value, chance = result.metrics[f"{best}mean_recall"], result.chance[f"{best}mean_recall"]
+        tiles.append((f"{value:.1%}", f"mean recall (chance {chance:.2%})"))
+    boxes = "".join(f'<div class="tile"><b>{escape(value)}</b><span>{escape(name)}</span></div>' for value, name in tiles)
+    return (
+        f'<header>\n<h1>{escape(_method(log))}: training report</h1>\n<p class="lead">{sentence}.</p>\n'
+        f'<div class="tiles">{boxes}</div>\n</header>'
+    )
+
+
+def _losses(log: RunLog, curves: Path | None) -> str:
+    if not log.train:
+        return ""
+    averaged = max(1, len(log.train) // 20)
+    rows = []
+    for name in log.loss_names():
+        values = log.series(name)[1]
+        if not len(values):
+            continue
+        final, chance = float(values[-averaged:].mean()), log.chance(name)
+        cells = [f"{values[0]:.3f}", f"{final:.3f}", "", ""]
+        if chance is not None:
+            cells[2:] = [f"{chance:.3f}", f"{final / chance:.0%}" if chance > 0 else ""]
+        label = TITLES.get(name, name.removeprefix("loss_").replace("_", " "))
+        rows.append(_table_row(label, cells, "mean" if name == "loss" else ""))
+    rows = rows[1:] + rows[:1] if len(rows) > 1 else rows  # the total last
+    window = "the last logged step" if averaged == 1 else f"the mean of the last {averaged} logged steps"
+    picture = ""
+    if curves is not None:
+        picture = (
+            f'\n<h3>Curves</h3>\n<figure class="curves"><img alt="Training curves against optimizer steps" '
+            f'src="{_data_address(curves.read_bytes(), "png")}"></figure>'
+        )
+    return (
+        "<section>\n<h2>Losses</h2>\n<p>Chance is what a model that knows nothing would have: the same score for every "
+        f"candidate, every label, every word. Final is {window}.</p>\n"
+        + _table(["Loss", "First", "Final", "Chance", "Final / chance"], rows)
+        + picture
+        + "\n</section>"
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Retrieval
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _retrieval(log: RunLog, result: RetrievalResult) -> str:
+    stages = [("", "Contrastive")] + ([(RERANKED, f"Top {result.k} re-ranked")] if result.k > 0 else [])
+    heads = ["", *(head for _, stage in stages for head in (stage, "× chance")), "Chance"]
+    names = [
+        (f"{direction}_r{cutoff}", f"{label} R@{cutoff}")
+        for direction, label in (("image_to_text", "Image → text"), ("text_to_image", "Text → image"))
+        for cutoff in CUTOFFS
+    ]
+    rows = []
+    for name, label in [*names, ("mean_recall", "Mean of the six")]:
+        cells = []
+        for prefix, _ in stages:
+            value, chance = result.metrics[prefix + name], result.chance[prefix + name]
+            cells += [f"{value:.1%}", f"{value / chance:,.1f}"]
+        cells.append(_small_percent(result.chance[name]))
+        rows.append(_table_row(label, cells, "mean" if name == "mean_recall" else ""))
+    steps = [row["step"] for row in log.evaluations if row.get("name") == result.name]
+    measured = f", measured at step {_count(steps[-1])}" if steps else ""
+    unanswerable = int((result.image_ranks == NO_RIGHT_ANSWER).sum() + (result.text_ranks == NO_RIGHT_ANSWER).sum())
+    left_out = f" {_count(unanswerable)} queries have no right answer here and are left out." if unanswerable else ""
+    return (
+        f"<section>\n<h2>Retrieval: {escape(result.name)}</h2>\n<p>{_count(result.images)} images, "
+        f"{_count(result.texts)} texts{measured}. R@K: the share of queries with a right answer among the first K; "
+        "wrong answers with the same score count as ahead of the right one. Chance is the exact expectation of a "
+        f"random order.{left_out}</p>\n" + _table(heads, rows) + "\n</section>"
+    )
+
+
+def _gallery(result: RetrievalResult, data: RetrievalData) -> str:
+    """Queries drawn by a fixed seed, whatever became of them."""
+    draw = random.Random(GALLERY_SEED)
+    image_queries = sorted(draw.sample(range(result.images), min(QUERIES_SHOWN, result.images)))
+    text_queries = sorted(draw.sample(range(result.texts), min(QUERIES_SHOWN, result.texts)))
+    pictures = _Thumbnails(data)
+
+    by_image = []
+    for image in image_queries:
+        items = []
+        for text in result.image_to_text[image, :ANSWERS_SHOWN]:
+            right = data.text_groups[text] == data.image_groups[image]
+            items.append(f'<li class="{_verdict(right)}">{_mark(right)}<span>{_text(data.texts[text])}</span></li>')
+        place = _place(int(result.image_ranks[image]), result.texts)
+        by_image.append(
+            f'<article class="query by-image">{pictures.tag(image, f"query image {image}")}'
+            f"<ol>{''.join(items)}</ol>{place}</article>"
+        )
+    by_text = []
+    for text in text_queries:
+        figures = []
+        for image in result.text_to_image[text, :ANSWERS_SHOWN]:
+            right = data.text_groups[text] == data.image_groups[image]
+            figures.append(
+                f'<figure class="{_verdict(right)}">{pictures.tag(int(image), f"image {image}")}'
+                f"<figcaption>{_mark(right)}</figcaption></figure>"
+            )
+        by_text.append(
+            f'<article class="query"><blockquote>{_text(data.texts[text])}</blockquote>'
+            f'<div class="row">{"".join(figures)}</div>{_place(int(result.text_ranks[text]), result.images)}</article>'
+        )
+    stage = f"after re-ranking the top {result.k}" if result.k > 0 else "by contrastive score"
+    return (
+        f"<section>\n<h2>Gallery</h2>\n<p>The first {ANSWERS_SHOWN} answers {stage}, best first. The queries were "
+        f"drawn at random with a fixed seed, not chosen by their outcome. <b>✓</b> and a full border mark a right "
+        "answer, <b>✗</b> and a dotted border a wrong one.</p>\n"
+        f'<h3>Image → text</h3>\n<div class="gallery">{"".join(by_image)}</div>\n'
+        f'<h3>Text → image</h3>\n<div class="gallery">{"".join(by_text)}</div>\n</section>'
+    )
+
+
+class _Thumbnails:
+    """Small pictures of the evaluated images, each made once."""
+
+    def __init__(self, data: RetrievalData) -> None:
+        self.images = data.images
+        self.addresses: dict[int, str] = {}
+
+    def tag(self, row: int, description: str) -> str:
+        if row not in self.addresses:
+            self.addresses[row] = self._address(row)
+        return f'<img class="picture" alt="{escape(description)}" src="{self.addresses[row]}">'
+
+    def _address(self, row: int) -> str:
+        picture = decode_image(self.images[row]["image"]).convert("RGB")
+        picture.thumbnail((THUMBNAIL, THUMBNAIL))
+        encoded = {}
+        for kind, options in (("png", {"optimize": True}), ("jpeg", {"quality": 88})):
+            buffer = io.BytesIO()
+            picture.save(buffer, kind, **options)
+            encoded[kind] = buffer.getvalue()
+        kind = min(encoded, key=lambda each: len(encoded[each]))  # drawings as PNG, photographs as JPEG
+        return _data_address(encoded[kind], kind)
+
+
+def _verdict(right: bool) -> str:
+    return "right" if right else "wrong"
+
+
+def _mark(right: bool) -> str:
+    return f'<span class="mark" role="img" aria-label="{_verdict(right)}">{"✓" if right else "✗"}</span>'
+
+
+def _place(rank: int, candidates: int) -> str:
+    if rank == NO_RIGHT_ANSWER:
+        return '<p class="place">no right answer among the candidates</p>'
+    return f'<p class="place">first right answer in place {_count(rank + 1)} of {_count(candidates)}</p>'
+
+
+def _text(text: str) -> str:
+    return escape(text if len(text) <= TEXT_SHOWN else text[:TEXT_SHOWN].rstrip() + "…")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Where it came from
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _rejected(folder: Path) -> str:
+    path = folder / "rejected.jsonl"
+    if not path.exists():
+        return ""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not rows:
+        return "<section>\n<h2>Rejected samples</h2>\n<p>None: every sample could be used.</p>\n</section>"
+    reasons = Counter((str(row.get("source", "")), str(row.get("reason", ""))) for row in rows)
+    lines = []
+    for (source, reason), count in reasons.most_common(REASONS_SHOWN):
+        lines.append(
+            f'<tr><td>{_count(count)}</td><td class="text">{_text(reason)}</td><td class="text">{_text(source)}</td></tr>'
+        )
+    others = len(reasons) - len(lines)
+    note = f" The {len(lines)} most frequent are listed, {_count(others)} more kinds are in the file." if others else ""
+    return (
+        f"<section>\n<h2>Rejected samples</h2>\n<p>{_count(len(rows))} times a sample could not be used; each is listed "
+        f"in <code>rejected.jsonl</code>.{note}</p>\n"
+        + _table(["Times", ("Reason", "text"), ("Source", "text")], lines)
+        + "\n</section>"
+    )
+
+
+def _origins(folder: Path) -> str:
+    blocks = []
+    for name, title in (("versions.json", "Versions"), ("config.yaml", "Resolved configuration")):
+        path = folder / name
+        if path.exists():
+            text = escape(path.read_text(encoding="utf-8").strip())
+            blocks.append(f"<details><summary>{title}</summary><pre>{text}</pre></details>")
+    return f"<section>\n<h2>To repeat this run</h2>\n{''.join(blocks)}\n</section>" if blocks else ""
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    import yaml
+
+    path = folder / "config.yaml"
+    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.exists() else {}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Words and tables
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _table(heads: list[str | tuple[str, str]], rows: list[str]) -> str:
+    """heads: texts, or (text, class). rows: finished <tr> elements."""
+    cells = []
+    for head in heads:
+        text, kind = (head, "") if isinstance(head, str) else head
+        cells.append(f'<th scope="col"{f" class={kind!r}" if kind else ""}>{escape(text)}</th>')
+    return f'<div class="scroll"><table><thead><tr>{"".join(cells)}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+
+
+def _table_row(label: str, cells: list[str], kind: str = "") -> str:
+    data = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+    return f'<tr{f" class={kind!r}" if kind else ""}><th scope="row">{escape(label)}</th>{data}</tr>'
+
+
+def _data_address(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def _code(text: str) -> str:
+    return f"<code>{escape(text)}</code>"
+
+
+def _count(number: float) -> str:
+    return f"{int(number):,}"
+
+
+def _short(number: float) -> str:
+    """209937725 -> '209.9 M'."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.4g} {letter}"
+    return f"{number:.0f}"
+
+
+def _small_percent(share: float) -> str:
+    return f"{share:.1%}" if share >= 0.1 else f"{share:.2%}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -1,0 +1,74 @@
+"""A saved folder loads in a fresh process in which this package cannot be imported."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers import tiny_batch, tiny_model
+from safetensors.torch import load_file, save_file
+
+from albef_hf import AlbefModel
+from albef_hf.remote_code import AUTO_MAP, FILES
+
+AUTO_MODELS = ("AutoModel", "AutoModelForPreTraining", "AutoModelForZeroShotImageClassification")
+
+LOAD = """
+import importlib.abc, sys
+
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "albef_hf":
+            raise ImportError("albef_hf is not installed here")
+
+sys.meta_path.insert(0, Absent())
+import transformers
+from safetensors.torch import load_file, save_file
+
+folder, logits = sys.argv[1], {}
+for name in sys.argv[2:]:
+    model = getattr(transformers, name).from_pretrained(folder, trust_remote_code=True).eval()
+    logits[name] = model(**load_file(f"{folder}/inputs.safetensors")).logits_per_image.contiguous()
+    model.save_pretrained(f"{folder}/again/{name}")
+save_file(logits, f"{folder}/outputs.safetensors")
+"""
+
+
+@pytest.mark.parametrize("saved", ["AlbefForPreTraining", "AlbefModel"])
+def test_every_auto_class_loads_a_folder_without_the_package(saved, tmp_path):
+    whole = tiny_model().eval()
+    model = whole if saved == "AlbefForPreTraining" else whole.albef
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["auto_map"] == AUTO_MAP
+    batch = {key: value for key, value in tiny_batch().items() if key in ("input_ids", "attention_mask", "pixel_values")}
+    save_file(batch, tmp_path / "inputs.safetensors")
+    expected = model(**batch).logits_per_image
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment.pop("PYTHONPATH", None)
+    finished = subprocess.run(
+        [sys.executable, "-c", LOAD, str(tmp_path), *AUTO_MODELS],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert finished.returncode == 0, finished.stderr
+    logits = load_file(tmp_path / "outputs.safetensors")
+    for name in AUTO_MODELS:
+        torch.testing.assert_close(logits[name], expected, atol=1e-6, rtol=0)
+        # What was loaded from code saves its code again.
+        assert AlbefModel.from_pretrained(tmp_path / "again" / name).config.model_type == "albef"
+        assert (tmp_path / "again" / name / "modeling_albef.py").exists()
+
+
+def test_all_code_files_are_listed(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    for name in FILES:
+        text = (tmp_path / name).read_text()
+        for line in text.splitlines():
+            if line.startswith("from ."):
+                assert line.split()[1].removeprefix(".") + ".py" in FILES, f"{name}: {line}"
