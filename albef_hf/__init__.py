@@ -15,7 +15,7 @@ from .modeling_albef_pretraining import AlbefForPreTraining, AlbefForPreTraining
 from .modeling_albef_text import AlbefTextModel
 from .processing_albef import AlbefProcessor
 
-__version__ = "0.1.0"
+from .version import __version__
 
 AutoConfig.register("albef", AlbefConfig, exist_ok=True)
 AutoConfig.register("albef_text", AlbefTextConfig, exist_ok=True)

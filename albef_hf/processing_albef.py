@@ -1,2 +1,159 @@
-class AlbefProcessor:  # placeholder until the processor lands
-    pass
+"""Pictures and texts as ALBEF was trained on them (published code; the paper leaves all of this out)."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedConfig, ViTImageProcessorPil
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_utils import PILImageResampling
+from transformers.processing_utils import ProcessorMixin
+from transformers.tokenization_utils_base import BatchEncoding
+
+from .remote_code import AUTO_MAP
+
+# CLIP's statistics, although the published image encoder starts from DeiT.
+IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
+IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
+
+_DELETED = re.compile(r"[,.'!?\"()*#:;~]")
+_SPACED = re.compile(r"[-/]")
+_SPACES = re.compile(r"\s{2,}")
+
+
+class AlbefProcessor(ProcessorMixin):
+    """Image processor and tokenizer of an ALBEF model, saved with it.
+
+    Pictures are squashed to a square by bicubic interpolation, without a crop, and normalised with CLIP's statistics.
+    Texts are cleaned (`clean_caption`) and end without a [SEP] token: the published tokenizer leaves it out.
+
+    Args:
+        image_processor: any transformers image processor.
+        tokenizer: a fast WordPiece tokenizer.
+        max_words: a caption is cut after this many words.
+        max_length: tokens of a text, [CLS] included, in `processor(text=...)`.
+        add_sep_token: end texts with [SEP], as LAVIS does.
+    """
+
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        max_words: int = 30,
+        max_length: int = 30,
+        add_sep_token: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        self.max_words = max_words
+        self.max_length = max_length
+        self.add_sep_token = add_sep_token
+        if tokenizer is not None:
+            if tokenizer.cls_token_id is None or tokenizer.sep_token_id is None or tokenizer.mask_token_id is None:
+                raise ValueError("ALBEF needs a tokenizer with [CLS], [SEP] and [MASK] tokens")
+            closing = f" {tokenizer.sep_token}" if add_sep_token else ""
+            tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+                single=f"{tokenizer.cls_token} $A{closing}",
+                pair=f"{tokenizer.cls_token} $A {tokenizer.sep_token} $B:1{closing}",
+                special_tokens=[
+                    (tokenizer.cls_token, tokenizer.cls_token_id),
+                    (tokenizer.sep_token, tokenizer.sep_token_id),
+                ],
+            )
+        super().__init__(image_processor, tokenizer, **kwargs)
+
+    @classmethod
+    def from_parts(cls, tokenizer: Any, image_size: int, **kwargs: Any) -> "AlbefProcessor":
+        """A processor for square pictures of `image_size` pixels."""
+        image_processor = ViTImageProcessorPil(
+            size={"height": image_size, "width": image_size},
+            resample=PILImageResampling.BICUBIC,
+            image_mean=list(IMAGE_MEAN),
+            image_std=list(IMAGE_STD),
+            do_convert_rgb=True,
+        )
+        return cls(image_processor, tokenizer, **kwargs)
+
+    @property
+    def image_size(self) -> int:
+        return int(self.image_processor.size["height"])
+
+    @property
+    def image_mean(self) -> tuple[float, ...]:
+        return tuple(self.image_processor.image_mean)
+
+    @property
+    def image_std(self) -> tuple[float, ...]:
+        return tuple(self.image_processor.image_std)
+
+    def clean_caption(self, caption: str) -> str:
+        """The published clean-up: lower case, punctuation deleted, `-` and `/` to spaces, at most `max_words` words."""
+        caption = _SPACED.sub(" ", _DELETED.sub("", caption.lower())).replace("<person>", "person")
+        return " ".join(_SPACES.sub(" ", caption).strip().split(" ")[: self.max_words])
+
+    def clean_question(self, question: str, train: bool = False) -> str:
+        """As `clean_caption` but for inner spaces, which stay; 30 words in training and 50 in tests."""
+        question = _SPACED.sub(" ", _DELETED.sub("", question.lower())).rstrip(" ")
+        return " ".join(question.split(" ")[: 30 if train else 50])
+
+    def tokenize_captions(
+        self, captions: Sequence[str], max_length: int = 25, padding: str | bool = "longest"
+    ) -> BatchEncoding:
+        """Clean and tokenize: `input_ids` and `attention_mask`, tensors (captions, tokens), cut at `max_length`."""
+        return self.tokenizer(
+            [self.clean_caption(caption) for caption in captions],
+            padding=padding,
+            truncation=True,
+            max_length=max_length,
+            return_tensors="pt",
+            return_token_type_ids=False,
+        )
+
+    def __call__(
+        self, images: Any = None, text: str | Sequence[str] | None = None, return_tensors: str = "pt", **kwargs: Any
+    ) -> BatchFeature:
+        """Model inputs of pictures, texts or both; their numbers may differ.
+
+        Raises:
+            ValueError: neither pictures nor texts.
+        """
+        if images is None and text is None:
+            raise ValueError("give images, text or both")
+        features: dict[str, Any] = {}
+        if text is not None:
+            captions = [text] if isinstance(text, str) else list(text)
+            encoded = self.tokenize_captions(
+                captions, kwargs.pop("max_length", self.max_length), kwargs.pop("padding", "longest")
+            )
+            features |= {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
+        if images is not None:
+            features |= self.image_processor(images, return_tensors=return_tensors)
+        return BatchFeature(features)
+
+    def check_text_model(self, config: PreTrainedConfig) -> None:
+        """Does this vocabulary belong to a text model of this configuration?
+
+        Raises:
+            ValueError: more tokens than word embeddings, another padding token, or a tokenizer that knows no words.
+        """
+        size = len(self.tokenizer)
+        if size > config.vocab_size:
+            raise ValueError(f"the tokenizer has {size} tokens, the text model only {config.vocab_size} embeddings")
+        if config.pad_token_id is not None and self.tokenizer.pad_token_id != config.pad_token_id:
+            raise ValueError(
+                f"the tokenizer pads with {self.tokenizer.pad_token_id}, the text model with {config.pad_token_id}"
+            )
+        letters = self.tokenizer("a b c d e", add_special_tokens=False)["input_ids"]
+        if size < 10 or all(token == self.tokenizer.unk_token_id for token in letters):
+            raise ValueError(
+                f"the tokenizer ({size} tokens) turns plain words into {self.tokenizer.unk_token}: its vocabulary "
+                "was not loaded"
+            )
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, with the map by which `AutoProcessor` finds this class elsewhere."""
+        self.auto_map = dict(AUTO_MAP)
+        return super().save_pretrained(save_directory, *args, **kwargs)
+
+
+__all__ = ["AlbefProcessor"]

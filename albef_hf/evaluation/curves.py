@@ -11,13 +11,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 # Okabe and Ito's palette: told apart under every common colour blindness; no yellow, which is faint on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 INK = "#333333"
 FAINT = "#8a8a8a"
 COLUMNS = 3
+FEW_POINTS = 40
 TITLES = {
     "loss": "Total loss",
     "loss_itc": "Image-text contrast",
@@ -27,10 +28,12 @@ TITLES = {
     "temperature": "Temperature",
     "gradient_norm": "Gradient norm",
     "samples_per_second": "Samples per second",
-    "alpha": "Weight of soft targets (alpha)",
+    "itc_accuracy": "right caption in the batch",
+    "itm_accuracy": "match or not",
 }
 # One panel each, in this order, after the losses; a log without the key has no panel.
 SINGLE_PANELS = ("learning_rate", "temperature", "gradient_norm", "samples_per_second")
+NOT_NOISY = ("learning_rate", "temperature")  # drawn as they are
 
 
 @dataclass
@@ -100,7 +103,16 @@ def read_log(path: Path | str) -> RunLog:
             log.train.append(row)
         elif kind == "evaluation":
             log.evaluations.append(row)
+    for row in log.evaluations:
+        row.setdefault("chance", _saved_chance(Path(path).parent, row))
     return log
+
+
+def _saved_chance(folder: Path, row: dict[str, Any]) -> dict[str, float]:
+    """Chance levels of an evaluation whose row does not carry them, from the result saved in the run folder."""
+    saved = folder / "evaluations" / f"step-{row['step']:08d}.json"
+    result = json.loads(saved.read_text(encoding="utf-8")) if saved.exists() else {}
+    return result.get("chance", {}) if result.get("name") == row.get("name") else {}
 
 
 def plot_curves(log_path: Path | str, out_png: Path | str) -> Path:
@@ -122,8 +134,11 @@ def plot_curves(log_path: Path | str, out_png: Path | str) -> Path:
     rows = max(1, math.ceil(len(panels) / columns))
     figure = Figure(figsize=(4.3 * columns, 2.9 * rows), dpi=150, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(rows, columns)
     for index, (name, draw) in enumerate(panels):
-        axes = figure.add_subplot(rows, columns, index + 1)
+        row, column = divmod(index, columns)
+        last = index == len(panels) - 1
+        axes = figure.add_subplot(grid[row, column:] if last else grid[row, column])  # the last fills its row
         _style(axes)
         draw(axes, log, name)
     if not panels:
@@ -144,21 +159,21 @@ def _style(axes: Axes) -> None:
 
 
 def _title(axes: Axes, text: str) -> None:
-    axes.set_title(text, fontsize=10, color=INK, loc="left", fontweight="semibold")
+    axes.set_title(text, fontsize=10, color=INK, loc="left", fontweight="bold")
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Centred mean over a twentieth of the points; the window shrinks at both ends, so no point is invented."""
+    """Mean over a twentieth of the points around each; towards the ends, over those of them that exist."""
     half = len(values) // 40
     sums = np.concatenate([[0.0], np.cumsum(values)])
     positions = np.arange(len(values))
-    reach = np.minimum(half, np.minimum(positions, len(values) - 1 - positions))
-    return (sums[positions + reach + 1] - sums[positions - reach]) / (2 * reach + 1)
+    first, end = np.maximum(positions - half, 0), np.minimum(positions + half + 1, len(values))
+    return (sums[end] - sums[first]) / (end - first)
 
 
 def _line(axes: Axes, steps: np.ndarray, values: np.ndarray, colour: str, label: str | None = None) -> None:
     """Every point faintly and their running mean; a few points as points."""
-    if len(values) < 40:
+    if len(values) < FEW_POINTS:
         axes.plot(steps, values, color=colour, linewidth=1.8, marker="o", markersize=4, label=label)
         return
     axes.plot(steps, values, color=colour, linewidth=0.7, alpha=0.3)
@@ -206,11 +221,13 @@ def _draw_loss(axes: Axes, log: RunLog, name: str) -> None:
 def _draw_value(axes: Axes, log: RunLog, name: str) -> None:
     _title(axes, TITLES.get(name, name.replace("_", " ")))
     steps, values = log.series(name)
-    _line(axes, steps, values, COLOURS[2])
+    if name in NOT_NOISY and len(values) >= FEW_POINTS:
+        axes.plot(steps, values, color=COLOURS[2], linewidth=1.8)
+    else:
+        _line(axes, steps, values, COLOURS[2])
     _note_last(axes, values.tolist())
     if name == "learning_rate":
-        axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-        axes.yaxis.get_offset_text().set_fontsize(8)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
         axes.set_ylim(bottom=0)
     elif name == "gradient_norm" and values.min() > 0 and values.max() > 30 * float(np.median(values)):
         axes.set_yscale("log")
@@ -224,7 +241,7 @@ def _draw_accuracies(axes: Axes, log: RunLog, name: str) -> None:
     for index, key in enumerate(keys):
         steps, values = log.series(key)
         if len(values):
-            label = key.removesuffix("_accuracy").replace("_", " ")
+            label = TITLES.get(key, key.removesuffix("_accuracy").replace("_", " "))
             _line(axes, steps, values, COLOURS[index % len(COLOURS)], label)
     axes.set_ylim(-0.02, 1.02)
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
@@ -246,11 +263,14 @@ def _draw_retrieval(axes: Axes, log: RunLog, name: str) -> None:
                     color=COLOURS[index],
                     linestyle=style,
                     marker=marker,
-                    markersize=4,
+                    markersize=5.5,
+                    markerfacecolor="white",
                     linewidth=1.8,
                     label=label + suffix,
                 )
-        chance |= {key: row["chance"][key] for row in rows if key in row.get("chance", {})}
+        levels = [row["chance"][key] for row in rows if key in row.get("chance", {})]
+        if levels:
+            chance[key] = levels[-1]
     if chance:
         # Both directions lie close together; where they do not, the higher is the one to beat.
         level = max(chance.values())

@@ -29,17 +29,19 @@ def relevant_counts(query_groups: torch.Tensor, candidate_groups: torch.Tensor) 
     return torch.bincount(candidate_groups, minlength=highest)[query_groups]
 
 
-def best_ranks(scores: torch.Tensor, relevant: torch.Tensor) -> torch.Tensor:
+def best_ranks(scores: torch.Tensor, relevant: torch.Tensor, admitted: torch.Tensor | None = None) -> torch.Tensor:
     """Wrong candidates ahead of the best right one, ties counted as ahead; -1 where no candidate is right.
 
     Args:
         scores: (queries, candidates), higher is better.
         relevant: bool, same shape.
+        admitted: bool, same shape; a right candidate that is not admitted counts neither way. All are, if left out.
     """
-    best = scores.masked_fill(~relevant, float("-inf")).amax(dim=1, keepdim=True)
+    right = relevant if admitted is None else relevant & admitted
+    best = scores.masked_fill(~right, float("-inf")).amax(dim=1, keepdim=True)
     # "not below" rather than "at or above": what is not a number is ahead too.
     ranks = (~(scores < best) & ~relevant).sum(dim=1)
-    return ranks.masked_fill(~relevant.any(dim=1), NO_RIGHT_ANSWER)
+    return ranks.masked_fill(~right.any(dim=1), NO_RIGHT_ANSWER)
 
 
 def ranks_from_scores(
@@ -50,20 +52,20 @@ def ranks_from_scores(
 
 
 def reranked_ranks(
-    matching: torch.Tensor, shortlist: torch.Tensor, first_ranks: torch.Tensor, relevant: torch.Tensor
+    matching: torch.Tensor, first_ranks: torch.Tensor, relevant: torch.Tensor, admitted: torch.Tensor
 ) -> torch.Tensor:
-    """Ranks after the candidates of a shortlist were put in a new order, ahead of all the others.
+    """Ranks after the k candidates of each shortlist were put in a new order, ahead of all the others.
 
     Args:
-        matching: (queries, k) the new scores.
-        shortlist: (queries, k) which candidates they belong to.
+        matching: (queries, k) the new scores of the shortlist.
         first_ranks: (queries,) ranks under the old scores. A query with no right answer in its shortlist keeps its
             rank: whatever the new order, the same candidates stand ahead.
         relevant: bool (queries, k), whether each candidate of the shortlist is right.
+        admitted: bool (queries, k), whether its old score is above that of every candidate left out of the shortlist.
+            A right candidate that is not came in by luck, and stays behind as if it had not.
     """
-    assert matching.shape == shortlist.shape == relevant.shape
-    ranks = best_ranks(matching, relevant)
-    return torch.where(relevant.any(dim=1), ranks, first_ranks)
+    ranks = best_ranks(matching, relevant, admitted)
+    return torch.where(ranks == NO_RIGHT_ANSWER, first_ranks, ranks)
 
 
 def recall_from_ranks(ranks: torch.Tensor, cutoff: int) -> float:

@@ -8,11 +8,13 @@ import io
 import json
 import random
 from collections import Counter
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from ..data.images import decode_image
 from ..data.retrieval import RetrievalData
@@ -89,19 +91,21 @@ def _header(folder: Path, log: RunLog, result: RetrievalResult | None) -> str:
         tiles.append((_short(log.run["parameters"]), "trainable parameters"))
     if "step" in last:
         total = log.run.get("total_steps")
-        tiles.append((_count(last["step"]), f"steps of {_count(total)}" if total else "optimizer steps"))
+        tiles.append((_count(last["step"]), f"of {_count(total)} optimizer steps" if total else "optimizer steps"))
     if "epoch" in last:
         tiles.append((f"{last['epoch']:.4g}", "epochs"))
     if "seconds" in last:
         tiles.append((_duration(last["seconds"]), "training time"))
     speeds = log.series("samples_per_second")[1]
     if len(speeds):
-        tiles.append((f"{np.median(speeds):,.4g}", "pairs per second (median)"))
+        tiles.append((f"{np.median(speeds):,.4g}", "samples per second (median)"))
     if result is not None:
         best = RERANKED if result.k > 0 else ""
         value, chance = result.metrics[f"{best}mean_recall"], result.chance[f"{best}mean_recall"]
         tiles.append((f"{value:.1%}", f"mean recall (chance {chance:.2%})"))
-    boxes = "".join(f'<div class="tile"><b>{escape(value)}</b><span>{escape(name)}</span></div>' for value, name in tiles)
+    boxes = "".join(
+        f'<div class="tile"><b>{escape(value)}</b><span>{escape(name)}</span></div>' for value, name in tiles
+    )
     return (
         f'<header>\n<h1>{escape(_method(log))}: training report</h1>\n<p class="lead">{sentence}.</p>\n'
         f'<div class="tiles">{boxes}</div>\n</header>'
@@ -132,9 +136,9 @@ def _losses(log: RunLog, curves: Path | None) -> str:
             f'src="{_data_address(curves.read_bytes(), "png")}"></figure>'
         )
     return (
-        "<section>\n<h2>Losses</h2>\n<p>Chance is what a model that knows nothing would have: the same score for every "
-        f"candidate, every label, every word. Final is {window}.</p>\n"
-        + _table(["Loss", "First", "Final", "Chance", "Final / chance"], rows)
+        "<section>\n<h2>Losses</h2>\n<p>Chance is what a model that knows nothing would have: the same score for "
+        f"every candidate, every label, every word. Final is {window}.</p>\n"
+        + _table(["Loss", "At start", "Final", "Chance", "Final / chance"], rows)
         + picture
         + "\n</section>"
     )
@@ -272,13 +276,16 @@ def _rejected(folder: Path) -> str:
     lines = []
     for (source, reason), count in reasons.most_common(REASONS_SHOWN):
         lines.append(
-            f'<tr><td>{_count(count)}</td><td class="text">{_text(reason)}</td><td class="text">{_text(source)}</td></tr>'
+            f'<tr><td>{_count(count)}</td><td class="text">{_text(reason)}</td>'
+            f'<td class="text">{_text(source)}</td></tr>'
         )
     others = len(reasons) - len(lines)
-    note = f" The {len(lines)} most frequent are listed, {_count(others)} more kinds are in the file." if others else ""
+    note = (
+        f" The {len(lines)} most frequent are listed, {_count(others)} more kinds are in the file." if others else ""
+    )
     return (
-        f"<section>\n<h2>Rejected samples</h2>\n<p>{_count(len(rows))} times a sample could not be used; each is listed "
-        f"in <code>rejected.jsonl</code>.{note}</p>\n"
+        f"<section>\n<h2>Rejected samples</h2>\n<p>{_count(len(rows))} times a sample could not be used; each is "
+        f"listed in <code>rejected.jsonl</code>.{note}</p>\n"
         + _table(["Times", ("Reason", "text"), ("Source", "text")], lines)
         + "\n</section>"
     )
@@ -295,8 +302,6 @@ def _origins(folder: Path) -> str:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    import yaml
-
     path = folder / "config.yaml"
     return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.exists() else {}
 
@@ -306,13 +311,14 @@ def _config(folder: Path) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _table(heads: list[str | tuple[str, str]], rows: list[str]) -> str:
+def _table(heads: Sequence[str | tuple[str, str]], rows: Sequence[str]) -> str:
     """heads: texts, or (text, class). rows: finished <tr> elements."""
     cells = []
     for head in heads:
         text, kind = (head, "") if isinstance(head, str) else head
         cells.append(f'<th scope="col"{f" class={kind!r}" if kind else ""}>{escape(text)}</th>')
-    return f'<div class="scroll"><table><thead><tr>{"".join(cells)}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    head, body = "".join(cells), "".join(rows)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _table_row(label: str, cells: list[str], kind: str = "") -> str:

@@ -15,7 +15,8 @@ STYLE = """
 * { box-sizing: border-box; }
 body {
   margin: 0; background: var(--page); color: var(--ink);
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "Noto Sans", "DejaVu Sans", sans-serif;
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "Noto Sans", "DejaVu Sans",
+    sans-serif;
 }
 main { max-width: 1080px; margin: 0 auto; padding: 2.5rem 1.5rem 4rem; }
 h1 { font-size: 2rem; line-height: 1.2; margin: 0 0 .35rem; letter-spacing: -.01em; }
@@ -61,7 +62,7 @@ img.picture { object-fit: contain; background: #fff; border-radius: .4rem; borde
 .row figure.right { border-width: 4px; padding: calc(.2rem - 2px); }
 .row figure.wrong { border-style: dotted; border-left-style: dotted; }
 .row img { width: 100%; aspect-ratio: 1; display: block; }
-.row figcaption { font-size: .85rem; line-height: 1.3; }
+.row figcaption { font-size: 1.05rem; line-height: 1.25; }
 .place { font-size: .85rem; color: var(--soft); margin: .45rem 0 0; }
 .by-image .place { grid-column: 1 / -1; margin: -.3rem 0 0; }
 details { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .7rem 1rem;
@@ -69,7 +70,7 @@ details { background: var(--card); border: 1px solid var(--line); border-radius:
 summary { cursor: pointer; font-weight: 600; }
 pre { overflow-x: auto; font: .84rem/1.5 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace;
   margin: .7rem 0 0; white-space: pre-wrap; overflow-wrap: anywhere; }
-@media (max-width: 40rem) { .gallery { grid-template-columns: 1fr; } .query.by-image { grid-template-columns: 4.5rem 1fr; }
-  .query > img { width: 4.5rem; height: 4.5rem; } }
+@media (max-width: 40rem) { .gallery { grid-template-columns: 1fr; }
+  .query.by-image { grid-template-columns: 4.5rem 1fr; } .query > img { width: 4.5rem; height: 4.5rem; } }
 @media print { main { max-width: none; } .query, .tile, tr { break-inside: avoid; } }
 """

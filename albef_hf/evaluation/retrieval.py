@@ -86,7 +86,9 @@ class RetrievalResult:
         for name, value in values.items():
             if isinstance(value, np.ndarray):
                 values[name] = [
-                    [round(score, 6) if np.isfinite(score) else None for score in row] if name.endswith("scores") else row
+                    [round(score, 6) if np.isfinite(score) else None for score in row]
+                    if name.endswith("scores")
+                    else row
                     for row in value.tolist()
                 ]
         return json.dumps(values, allow_nan=False) + "\n"
@@ -360,7 +362,7 @@ def _contrast(
         k: how many candidates the next stage needs.
     """
     device = queries.device
-    kept = min(max(k, *CUTOFFS), len(candidates))
+    kept = min(max(k + 1, *CUTOFFS), len(candidates))  # one more than re-ranked, to see whether it ties with them
     own = torch.tensor(_share(len(queries), rank()), dtype=torch.int64)
     ranks = torch.empty(len(own), dtype=torch.int64, device=device)
     best = torch.empty(len(own), kept, dtype=torch.int64, device=device)
@@ -404,7 +406,9 @@ def _match(
         logits = []
         for rows in wanted_by_length.split(PAIRS_AT_ONCE):
             states, attention_mask = texts.states(rows)
-            shared = [(key.expand(len(rows), -1, -1, -1), value.expand(len(rows), -1, -1, -1)) for key, value in keys_values]
+            shared = [
+                (key.expand(len(rows), -1, -1, -1), value.expand(len(rows), -1, -1, -1)) for key, value in keys_values
+            ]
             logits.append(network.matching_logits(states, attention_mask, shared)[:, 1])
         score_of = torch.full((int(wanted[-1]) + 1,), float("nan"))
         score_of[wanted_by_length] = torch.cat(logits).float().cpu()
@@ -424,10 +428,13 @@ def _rerank(side: _Side, matching: torch.Tensor, query_groups: torch.Tensor, can
     k = matching.shape[1]
     shortlist = side.candidates[:, :k]
     relevant = candidate_groups[shortlist] == query_groups[:, None]
+    admitted = torch.ones_like(relevant)
+    if side.scores.shape[1] > k:
+        admitted = side.scores[:, :k] > side.scores[:, k : k + 1]
     scores, order = matching.sort(dim=1, descending=True, stable=True)
     behind = torch.full_like(side.scores[:, k:], float("nan"))
     return _Side(
-        ranks=reranked_ranks(matching, shortlist, side.ranks, relevant),
+        ranks=reranked_ranks(matching, side.ranks, relevant, admitted),
         candidates=torch.cat([shortlist.gather(1, order), side.candidates[:, k:]], dim=1),
         scores=torch.cat([scores, behind], dim=1),
     )

@@ -1,10 +1,10 @@
 """Image-text retrieval recall as an `evaluate` metric; loads without a network from the path of this file.
 
-    import evaluate
-    from albef_hf.evaluation import RETRIEVAL_RECALL
+import evaluate
+from albef_hf.evaluation import RETRIEVAL_RECALL
 
-    metric = evaluate.load(RETRIEVAL_RECALL)
-    metric.compute(predictions=scores, references=image_groups, text_groups=text_groups)
+metric = evaluate.load(RETRIEVAL_RECALL)
+metric.compute(predictions=scores, references=image_groups, text_groups=text_groups)
 """
 
 import datasets
@@ -21,8 +21,8 @@ right answers is among its first K; a wrong answer with the same score as the be
 _INPUTS = """
 Args:
     predictions: one row of scores an image, against every text; higher is better.
-    references: the group of each image. A text is a right answer for an image when their groups are equal.
-    text_groups: the group of each text. Groups are compared as strings.
+    references: the group of each image, a string or an integer.
+    text_groups: the group of each text, of the same kind. A text is a right answer for an image of its group.
 Returns:
     image_to_text_r1, image_to_text_r5, image_to_text_r10, text_to_image_r1, text_to_image_r5, text_to_image_r10 and
     mean_recall (of the six), as fractions; and each under "chance_" as a random order would have it.
@@ -49,16 +49,23 @@ class RetrievalRecall(evaluate.Metric):
             description=_DESCRIPTION,
             citation=_CITATION,
             inputs_description=_INPUTS,
-            features=datasets.Features(
-                {"predictions": datasets.Sequence(datasets.Value("float64")), "references": datasets.Value("string")}
-            ),
+            # Groups may be texts or integers; `evaluate` takes the first of these that fits.
+            features=[
+                datasets.Features(
+                    {"predictions": datasets.Sequence(datasets.Value("float64")), "references": datasets.Value(group)}
+                )
+                for group in ("string", "int64")
+            ],
         )
 
     def _compute(
-        self, predictions: list[list[float]], references: list[str], text_groups: list[str | int] | None = None
+        self,
+        predictions: list[list[float]],
+        references: list[str] | list[int],
+        text_groups: list[str] | list[int] | None = None,
     ) -> dict[str, float]:
         if text_groups is None:
             raise ValueError("text_groups is missing: give the group of each text (column of the scores)")
         scores = torch.as_tensor(predictions, dtype=torch.float64)
-        metrics, chance = recall_from_scores(scores, references, [str(group) for group in text_groups])
+        metrics, chance = recall_from_scores(scores, references, text_groups)
         return metrics | {f"chance_{name}": value for name, value in chance.items()}

@@ -1,0 +1,143 @@
+"""The card of a model folder: metadata the Hub reads, numbers with their chance, code that runs."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import yaml
+from helpers import tiny_model
+from transformers import BertTokenizerFast, ViTImageProcessor
+
+from albef_hf import AlbefProcessor
+from albef_hf.evaluation import RetrievalResult
+from albef_hf.evaluation.model_card import DataSource, write_model_card
+
+
+def make_result(k: int = 16) -> RetrievalResult:
+    names = [f"{way}_r{cutoff}" for way in ("image_to_text", "text_to_image") for cutoff in (1, 5, 10)]
+    metrics = dict.fromkeys([*names, "mean_recall"], 0.25)
+    metrics |= {f"reranked_{name}": 0.5 for name in metrics} if k else {}
+    nothing = np.zeros((4, 4))
+    return RetrievalResult(
+        "emoji | twitter", 4, 4, k, metrics, dict.fromkeys(metrics, 0.01), *[nothing] * 4, *[np.zeros(4)] * 2
+    )
+
+
+@pytest.fixture
+def folders(tmp_path):
+    run, model = tmp_path / "run", tmp_path / "run" / "model"
+    model.mkdir(parents=True)
+    config = {
+        "dataset": "emoji",
+        "dataset_options": {"designs": ["google", "twitter"]},
+        "vision_model": "facebook/deit-small",
+        "text_model": "/home/somebody/weights/minilm",
+        "learning_rate": 3e-4,
+    }
+    (run / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    (run / "versions.json").write_text(json.dumps({"torch": "2.15.0"}), encoding="utf-8")
+    rows = [{"kind": "run", "method": "albef", "parameters": 1234567}, {"kind": "train", "step": 800, "loss": 1.0}]
+    (run / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return run, model
+
+
+def front_matter(card: str) -> dict:
+    assert card.startswith("---\n")
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+def test_metadata_is_what_the_hub_reads(folders):
+    path = write_model_card(*folders, license="apache-2.0")
+    assert path == folders[1] / "README.md"
+    metadata = front_matter(path.read_text(encoding="utf-8"))
+    assert metadata["library_name"] == "transformers"
+    assert metadata["pipeline_tag"] == "zero-shot-image-classification"
+    assert metadata["license"] == "apache-2.0"
+    assert metadata["base_model"] == ["facebook/deit-small"]
+    assert "albef" in metadata["tags"]
+    assert "datasets" not in metadata  # the built-in corpus has no id on the Hub
+    assert "license" not in front_matter(write_model_card(*folders).read_text(encoding="utf-8"))
+
+
+def test_a_corpus_of_the_hub_is_named_and_a_folder_is_not(folders):
+    run, model = folders
+    for dataset, expected in (("someone/pairs", ["someone/pairs"]), ("/data/private/pairs", None), ("./pairs", None)):
+        (run / "config.yaml").write_text(yaml.safe_dump({"dataset": dataset}), encoding="utf-8")
+        card = write_model_card(run, model).read_text(encoding="utf-8")
+        assert front_matter(card).get("datasets") == expected
+        assert "/data/private" not in card
+
+
+def test_results_stand_beside_chance(folders):
+    card = write_model_card(*folders, make_result()).read_text(encoding="utf-8")
+    assert "|  | contrastive | top 16 re-ranked | chance |" in card
+    assert "| image to text R@1 | 25.00% | 50.00% | 1.00% |" in card
+    assert "emoji \\| twitter" in card
+    plain = write_model_card(*folders, make_result(k=0)).read_text(encoding="utf-8")
+    assert "| text to image R@10 | 25.00% | 1.00% |" in plain and "re-ranked" not in plain
+
+
+def test_the_recipe_and_versions_are_there_and_no_path_of_this_machine(folders):
+    card = write_model_card(*folders).read_text(encoding="utf-8")
+    for row in (
+        "| trainable parameters | 1,234,567 |",
+        "| optimizer steps done | 800 |",
+        "| peak learning rate | 0.0003 |",
+        "| text encoder from | minilm |",
+        "| torch | 2.15.0 |",
+    ):
+        assert row in card
+    assert "/home/somebody" not in card and "@inproceedings{li2021align" in card
+
+
+def test_the_built_in_corpus_is_attributed(folders):
+    run, model = folders
+    card = write_model_card(run, model).read_text(encoding="utf-8")
+    assert "| [Noto Emoji](https://github.com/googlefonts/noto-emoji) | Apache-2.0 |" in card
+    assert "| [Twemoji](https://github.com/twitter/twemoji) | CC BY 4.0 |" in card
+    config = {"dataset": "emoji", "dataset_options": {"designs": ["windows"]}}
+    (run / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    card = write_model_card(run, model).read_text(encoding="utf-8")
+    assert "| windows emoji | proprietary |" in card and "Twemoji" not in card
+    own = write_model_card(run, model, sources=[DataSource("my pictures", "CC0", "me")]).read_text(encoding="utf-8")
+    assert "| my pictures | CC0 | me |" in own and "windows" not in own
+
+
+def test_an_empty_run_still_has_a_card(tmp_path):
+    card = write_model_card(tmp_path, tmp_path).read_text(encoding="utf-8")
+    assert front_matter(card)["library_name"] == "transformers" and "Not recorded." in card
+
+
+@pytest.mark.parametrize("with_code", [False, True])
+def test_the_usage_code_is_for_what_the_folder_holds(folders, with_code):
+    run, model = folders
+    if with_code:
+        (model / "modeling_albef.py").touch()
+    (code,) = re.findall(r"```python\n(.*?)```", write_model_card(run, model).read_text(encoding="utf-8"), re.DOTALL)
+    compile(code, "card", "exec")
+    assert ("trust_remote_code=True" in code) == with_code
+    assert ("import albef_hf" in code) != with_code
+    assert '"model"' in code
+    named = write_model_card(run, model, repository="someone/albef-emoji").read_text(encoding="utf-8")
+    assert 'name = "someone/albef-emoji"' in named and "\n# albef-emoji\n" in named
+
+
+def test_the_usage_code_runs_as_printed(folders, tmp_path):
+    run, model = folders
+    letters = [chr(ord("a") + index) for index in range(26)]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
+    vocabulary = {word: index for index, word in enumerate(words)}
+    size = {"height": 32, "width": 32}
+    tiny_model().save_pretrained(model)
+    AlbefProcessor(ViTImageProcessor(size=size), BertTokenizerFast(vocab=vocabulary)).save_pretrained(model)
+    (code,) = re.findall(r"```python\n(.*?)```", write_model_card(run, model).read_text(encoding="utf-8"), re.DOTALL)
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    finished = subprocess.run(
+        [sys.executable, "-c", code], cwd=run, env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert re.search(r"tensor\(\[\[0\.\d+, 0\.\d+\]\]\)", finished.stdout)

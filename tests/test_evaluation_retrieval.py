@@ -1,0 +1,278 @@
+"""Retrieval with a toy model and with a tiny ALBEF: both stages against scoring every pair by itself."""
+
+import random
+from types import SimpleNamespace
+
+import datasets
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+from helpers import tiny_model
+from PIL import Image
+from torch import nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from albef_hf.data.retrieval import RetrievalData
+from albef_hf.evaluation import RetrievalResult, evaluate_retrieval, retrieval
+
+WIDTH = 6
+
+
+class ToyProcessor:
+    """Pictures as they are; a text is its letters."""
+
+    def __call__(self, images, return_tensors):
+        assert return_tensors == "pt"
+        pixels = [torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1) / 255 for image in images]
+        return {"pixel_values": torch.stack(pixels)}
+
+    def tokenize_captions(self, texts, max_length, padding):
+        assert padding == "longest"
+        rows = [[2, *(5 + ord(letter) % 50 for letter in text)][:max_length] for text in texts]
+        longest = max(len(row) for row in rows)
+        return {
+            "input_ids": torch.tensor([row + [0] * (longest - len(row)) for row in rows]),
+            "attention_mask": torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows]),
+        }
+
+
+class ToyModel(nn.Module):
+    """Two linear towers and one cross-attention whose two scores have nothing to do with the towers' cosine."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.patch = nn.Linear(3 * 16 * 16, WIDTH)
+        self.embedding = nn.Embedding(60, WIDTH)
+        self.key, self.value, self.head = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 2)
+        self.dropout = nn.Dropout(0.5)
+        self.calls = SimpleNamespace(images=0, texts=0, projected=0, pairs=0)
+
+    def get_image_features(self, pixel_values):
+        self.calls.images += len(pixel_values)
+        patches = pixel_values.unfold(2, 16, 16).unfold(3, 16, 16).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+        tokens = self.dropout(self.patch(patches))
+        return BaseModelOutputWithPooling(tokens, nn.functional.normalize(tokens.mean(1), dim=-1))
+
+    def get_text_features(self, input_ids, attention_mask):
+        self.calls.texts += len(input_ids)
+        states = self.dropout(self.embedding(input_ids))
+        pooled = (states * attention_mask[..., None]).sum(1) / attention_mask.sum(1, keepdim=True)
+        return BaseModelOutputWithPooling(states, nn.functional.normalize(pooled, dim=-1))
+
+    def project_image_tokens(self, image_tokens):
+        self.calls.projected += len(image_tokens)
+        return [(self.key(image_tokens)[:, None], self.value(image_tokens)[:, None])]
+
+    def matching_logits(self, text_states, attention_mask, image_keys_values):
+        self.calls.pairs += len(text_states)
+        ((keys, values),) = image_keys_values
+        attended = (text_states @ keys[:, 0].transpose(1, 2)).softmax(-1) @ values[:, 0]
+        return self.head((attended * attention_mask[..., None]).sum(1))
+
+
+def make_data(images: int = 9, texts: int = 23, seed: int = 0) -> RetrievalData:
+    """Noise pictures; every image has texts, some have more, and the texts differ in length."""
+    generator = random.Random(seed)
+    pixels = np.random.default_rng(seed).integers(0, 256, (images, 32, 32, 3), dtype=np.uint8)
+    pictures = [Image.fromarray(each) for each in pixels]
+    text_groups = [position % images for position in range(texts)]
+    generator.shuffle(text_groups)
+    return RetrievalData(
+        images=datasets.Dataset.from_dict(
+            {"image": pictures, "group": list(range(images))},
+            features=datasets.Features({"image": datasets.Image(), "group": datasets.Value("int64")}),
+        ),
+        texts=["".join(generator.choices("abcdefghijklm", k=generator.randint(1, 12))) for _ in range(texts)],
+        image_groups=list(range(images)),
+        text_groups=text_groups,
+        name="noise",
+    )
+
+
+def score_every_pair(model, data: RetrievalData) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine similarities and matching logits, one image and one text at a time."""
+    processor, weight = ToyProcessor(), next(model.parameters())
+    similarity = torch.empty(len(data.image_groups), len(data.texts), dtype=weight.dtype)
+    matching = torch.empty_like(similarity)
+    with torch.no_grad():
+        for row, picture in enumerate(data.images["image"]):
+            pixel_values = processor(images=[picture], return_tensors="pt")["pixel_values"]
+            image = model.get_image_features(pixel_values.to(weight.dtype))
+            for column, words in enumerate(data.texts):
+                encoding = processor.tokenize_captions([words], max_length=25, padding="longest")
+                text = model.get_text_features(encoding["input_ids"], encoding["attention_mask"])
+                similarity[row, column] = image.pooler_output[0] @ text.pooler_output[0]
+                matching[row, column] = model.matching_logits(
+                    text.last_hidden_state,
+                    encoding["attention_mask"],
+                    model.project_image_tokens(image.last_hidden_state),
+                )[0, 1]
+    return similarity, matching
+
+
+def published_order(similarity: torch.Tensor, matching: torch.Tensor, k: int) -> torch.Tensor:
+    """The released evaluation: matching scores for the k most similar candidates, -100 for all others."""
+    scores = torch.full_like(similarity, -100.0)
+    for row in range(len(similarity)):
+        best = similarity[row].topk(k).indices
+        scores[row, best] = matching[row, best]
+    return scores
+
+
+def published_recall(scores: torch.Tensor, query_groups: list, candidate_groups: list, cutoff: int) -> float:
+    hits = 0
+    for row, group in zip(scores.tolist(), query_groups, strict=True):
+        order = sorted(range(len(row)), key=lambda candidate: -row[candidate])
+        hits += any(candidate_groups[candidate] == group for candidate in order[:cutoff])
+    return hits / len(query_groups)
+
+
+@pytest.mark.parametrize("build", [ToyModel, tiny_model], ids=["toy", "albef"])
+def test_both_stages_equal_scoring_every_pair(build):
+    model, data, k = build().double().eval(), make_data(images=12), 10
+    if build is tiny_model:  # as initialised, all its matching logits are nearly the same
+        with torch.no_grad():
+            for parameter in model.albef.text_model.parameters():
+                parameter.mul_(8)
+    similarity, matching = score_every_pair(model, data)
+    result = evaluate_retrieval(model, ToyProcessor(), data, k=k, batch_size=4)
+
+    sides = {
+        "image_to_text": (similarity, matching, data.image_groups, data.text_groups),
+        "text_to_image": (similarity.T, matching.T, data.text_groups, data.image_groups),
+    }
+    for name, (similar, match, queries, candidates) in sides.items():
+        scores = published_order(similar, match, k)
+        for cutoff in (1, 5, 10):
+            assert result.metrics[f"{name}_r{cutoff}"] == pytest.approx(
+                published_recall(similar, queries, candidates, cutoff)
+            )
+            assert result.metrics[f"reranked_{name}_r{cutoff}"] == pytest.approx(
+                published_recall(scores, queries, candidates, cutoff)
+            )
+        expected = scores.topk(10, dim=1)
+        found = torch.from_numpy(getattr(result, f"{name}_scores")).double()
+        torch.testing.assert_close(found, expected.values, rtol=1e-6, atol=1e-6)
+        assert getattr(result, name).tolist() == expected.indices.tolist()
+        # The two stages disagree, else the comparisons above say little.
+        assert (expected.indices != similar.topk(10, dim=1).indices).any()
+    assert result.chance["reranked_mean_recall"] == result.chance["mean_recall"]
+
+
+def same(first: RetrievalResult, second: RetrievalResult) -> None:
+    assert first.metrics == pytest.approx(second.metrics)
+    assert first.chance == pytest.approx(second.chance)
+    for name in ("image_to_text", "text_to_image", "image_ranks", "text_ranks"):
+        assert getattr(first, name).tolist() == getattr(second, name).tolist(), name
+    for name in ("image_to_text_scores", "text_to_image_scores"):
+        np.testing.assert_allclose(getattr(first, name), getattr(second, name), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("k", [3, 10, 10_000])
+def test_blocks_and_memory_change_nothing(k, monkeypatch):
+    model, data = ToyModel(), make_data()
+    whole = evaluate_retrieval(model, ToyProcessor(), data, k=k, batch_size=64)
+    monkeypatch.setattr(retrieval, "SIMILARITIES_AT_ONCE", 30)
+    monkeypatch.setattr(retrieval, "PAIRS_AT_ONCE", 2)
+    same(whole, evaluate_retrieval(model, ToyProcessor(), data, k=k, batch_size=2, token_memory=1))
+
+
+def test_nothing_is_computed_twice():
+    model, data = ToyModel(), make_data()
+    evaluate_retrieval(model, ToyProcessor(), data, k=4, batch_size=4)
+    assert (model.calls.images, model.calls.texts, model.calls.projected) == (9, 23, 9)
+    # Both directions together ask for 9 * 4 + 23 * 4 pairs, and some of them for the same.
+    assert 23 * 4 <= model.calls.pairs < 9 * 4 + 23 * 4
+
+
+def test_without_reranking_the_matching_head_is_not_needed():
+    model = ToyModel()
+    model.matching_logits = None  # calling it would raise
+    result = evaluate_retrieval(model, ToyProcessor(), make_data(), batch_size=4)
+    assert set(result.metrics) == set(result.chance)
+    assert not any(name.startswith("reranked_") for name in result.metrics)
+    assert result.image_to_text.shape == (9, 10) and result.text_to_image.shape == (23, 9)
+
+
+def test_a_model_that_says_the_same_of_everything_finds_nothing():
+    model = ToyModel()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        model.patch.bias.fill_(1)
+        model.embedding.weight.fill_(1)
+    result = evaluate_retrieval(model, ToyProcessor(), make_data(images=20, texts=40), k=5, batch_size=8)
+    assert result.metrics["image_to_text_r10"] == result.metrics["reranked_image_to_text_r10"] == 0
+    assert result.metrics["text_to_image_r10"] == result.metrics["reranked_text_to_image_r10"] == 0
+
+
+def test_training_mode_and_random_numbers_are_left_alone():
+    model = ToyModel().train()
+    model.patch.eval()  # a frozen part
+    modes = {name: module.training for name, module in model.named_modules()}
+    random.seed(1)
+    np.random.seed(1)
+    torch.manual_seed(1)
+    expected = (random.random(), np.random.rand(), torch.rand(1).item())
+    random.seed(1)
+    np.random.seed(1)
+    torch.manual_seed(1)
+    first = evaluate_retrieval(model, ToyProcessor(), make_data(), k=3, batch_size=4)
+    assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected
+    assert {name: module.training for name, module in model.named_modules()} == modes
+    # Dropout was off, or the second time would differ.
+    same(first, evaluate_retrieval(model, ToyProcessor(), make_data(), k=3, batch_size=4))
+
+
+def test_training_mode_is_put_back_after_an_error():
+    model, data = ToyModel().train(), make_data()
+    model.head = nn.Linear(WIDTH + 1, 2)
+    with pytest.raises(RuntimeError):
+        evaluate_retrieval(model, ToyProcessor(), data, k=3)
+    assert model.training and model.dropout.training
+
+
+def test_wrong_arguments_are_named():
+    data = make_data()
+    with pytest.raises(ValueError, match="not -1"):
+        evaluate_retrieval(ToyModel(), ToyProcessor(), data, k=-1)
+    with pytest.raises(ValueError, match="not 0"):
+        evaluate_retrieval(ToyModel(), ToyProcessor(), data, batch_size=0)
+    with pytest.raises(ValueError, match="Linear has no matching head.*k=0 instead of 4"):
+        evaluate_retrieval(nn.Linear(1, 1), ToyProcessor(), data, k=4)
+
+
+def test_a_result_survives_json():
+    result = evaluate_retrieval(ToyModel(), ToyProcessor(), make_data(), k=3, batch_size=4)
+    assert np.isnan(result.image_to_text_scores[:, 3:]).all()
+    again = RetrievalResult.from_json(result.to_json())
+    assert again.metrics == result.metrics and again.name == "noise" and again.k == 3
+    same(result, again)
+
+
+# Shares that differ in size, and fewer images than ranks.
+SIZES = ((9, 23), (1, 3))
+
+
+def _one_of_two(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    for images, texts in SIZES:
+        model = ToyModel()
+        result = evaluate_retrieval(model, ToyProcessor(), make_data(images, texts), k=4, batch_size=4)
+        with open(f"{folder}/{images}-{rank}.json", "w", encoding="utf-8") as file:
+            file.write(result.to_json())
+        if images > 1:  # the work was shared
+            assert model.calls.images < images and model.calls.texts < texts and model.calls.projected < images
+    dist.destroy_process_group()
+
+
+def test_two_processes_equal_one(tmp_path):
+    multiprocessing.spawn(_one_of_two, args=(str(tmp_path),), nprocs=2)
+    for images, texts in SIZES:
+        alone = evaluate_retrieval(ToyModel(), ToyProcessor(), make_data(images, texts), k=4, batch_size=4)
+        for rank in range(2):
+            same(alone, retrieval.read_result(tmp_path / f"{images}-{rank}.json"))
