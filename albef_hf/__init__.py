@@ -14,7 +14,6 @@ from .modeling_albef import AlbefModel, AlbefOutput
 from .modeling_albef_pretraining import AlbefForPreTraining, AlbefForPreTrainingOutput
 from .modeling_albef_text import AlbefTextModel
 from .processing_albef import AlbefProcessor
-
 from .version import __version__
 
 AutoConfig.register("albef", AlbefConfig, exist_ok=True)

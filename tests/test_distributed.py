@@ -38,7 +38,9 @@ def test_two_ranks_equal_one_process(two_ranks):
     for results in two_ranks:
         assert results.keys() == alone.keys()
         for name, expected in alone.items():
-            torch.testing.assert_close(results[name], expected, atol=1e-9, rtol=0, msg=lambda text, n=name: f"{n}: {text}")
+            torch.testing.assert_close(
+                results[name], expected, atol=1e-9, rtol=0, msg=lambda text, n=name: f"{n}: {text}"
+            )
 
 
 def test_both_ranks_hold_the_same_state(two_ranks):

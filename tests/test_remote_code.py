@@ -43,7 +43,9 @@ def test_every_auto_class_loads_a_folder_without_the_package(saved, tmp_path):
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["auto_map"] == AUTO_MAP
-    batch = {key: value for key, value in tiny_batch().items() if key in ("input_ids", "attention_mask", "pixel_values")}
+    batch = {
+        key: value for key, value in tiny_batch().items() if key in ("input_ids", "attention_mask", "pixel_values")
+    }
     save_file(batch, tmp_path / "inputs.safetensors")
     expected = model(**batch).logits_per_image
     environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
