@@ -47,7 +47,7 @@ def test_pixels_equal_a_bicubic_squash(processor):
 
 @pytest.mark.parametrize("sep", [False, True])
 def test_saved_and_loaded(processor, sep, tmp_path):
-    tokenizer = BertTokenizer(vocab={w: i for w, i in processor.tokenizer.get_vocab().items()})
+    tokenizer = BertTokenizer(vocab=dict(processor.tokenizer.get_vocab()))
     AlbefProcessor.from_parts(tokenizer, 32, add_sep_token=sep).save_pretrained(tmp_path)
     for loaded in (AlbefProcessor.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)):
         ids = loaded(text="a tomato")["input_ids"]

@@ -1,0 +1,94 @@
+"""Augmentation: published numbers, and randomness from its generator alone."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from albef_hf.data import augmentation
+from albef_hf.data.augmentation import AUGMENTATIONS, build_augmentation, random_crop, random_operation
+
+PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8))
+
+
+class Fixed:
+    """A generator that draws the operation and side asked for."""
+
+    def __init__(self, operation: int, side: float) -> None:
+        self.operation, self.side = operation, side
+
+    def integers(self, high):
+        return self.operation
+
+    def random(self):
+        return self.side
+
+
+def apply(operation: int, image: Image.Image, side: float = 0.0) -> np.ndarray:
+    return np.asarray(random_operation(image, Fixed(operation, side)), dtype=np.float64)
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_the_same_generator_gives_the_same_view(name):
+    augment = build_augmentation(name, 32, (0.5,) * 3, (0.5,) * 3)
+    views = [augment(PICTURE, np.random.default_rng(seed)) for seed in (1, 1, 2)]
+    assert views[0].shape == (3, 32, 32) and views[0].dtype == torch.float32
+    assert torch.equal(views[0], views[1])
+    assert torch.equal(views[0], views[2]) == (name == "none")
+
+
+def test_operations_have_the_published_magnitudes():
+    grey = Image.new("RGB", (64, 64), (100, 100, 100))
+    assert apply(3, grey)[0, 0, 0] == 136  # brightness 1.36
+    line = Image.new("RGB", (64, 64))
+    line.paste((255, 255, 255), (32, 0, 33, 64))
+    for side, shift in ((0.0, -7), (0.9, 7)):
+        moved = apply(7, line, side)
+        assert moved[:, 32 + shift].min() == 255
+    sheared = apply(5, line)[:, :, 0]
+    top, bottom = sheared[2].argmax(), sheared[61].argmax()
+    assert abs(bottom - top) == pytest.approx(0.21 * 59, abs=1.5)
+    turned = apply(9, line)[:, :, 0]
+    slope = (float(turned[52].argmax()) - float(turned[12].argmax())) / 40
+    assert abs(np.degrees(np.arctan(slope))) == pytest.approx(21, abs=2)
+    assert (apply(7, Image.new("RGB", (64, 64)))[:, -1] == 128).all()  # grey ground
+
+
+def test_each_operation_comes_equally_often_and_is_applied_half_of_the_time(monkeypatch):
+    calls = []
+
+    def record(image, generator, magnitude):
+        calls.append(int(generator.integers(10)))
+        return image
+
+    monkeypatch.setattr(augmentation, "random_operation", record)
+    augment = build_augmentation("albef", 8, (0.5,) * 3, (0.5,) * 3)
+    generator = np.random.default_rng(0)
+    for _ in range(2000):
+        augment(PICTURE, generator)
+    assert len(calls) == pytest.approx(2000, rel=0.06)
+    assert np.bincount(calls, minlength=10) == pytest.approx(np.full(10, 200), rel=0.35)
+
+
+def test_crops_cover_the_published_share_of_the_area():
+    boxes = []
+
+    class Recorder:
+        size = (400, 400)
+
+        def resize(self, size, resample, box):
+            boxes.append(box)
+            return PICTURE
+
+    generator = np.random.default_rng(0)
+    for _ in range(500):
+        random_crop(Recorder(), 8, (0.2, 1.0), generator)
+    shares = [(right - left) * (low - top) / 160_000 for left, top, right, low in boxes]
+    assert 0.19 < min(shares) < 0.25 and 0.85 < max(shares) <= 1.0
+
+
+def test_unknown_names_are_answered_with_the_nearest():
+    with pytest.raises(ValueError, match="did you mean 'albef'"):
+        build_augmentation("albeff", 8, (0.5,) * 3, (0.5,) * 3)
+    with pytest.raises(ValueError, match="unknown augmentation_options"):
+        build_augmentation("albef", 8, (0.5,) * 3, (0.5,) * 3, flipp=0.1)
