@@ -1,0 +1,44 @@
+"""What to train on and what to evaluate on."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class DataArguments:
+    dataset: str = field(
+        default="emoji",
+        metadata={
+            "help": "`emoji` (built in), a Hub id, an image folder, a saved Arrow folder, or Parquet, tar or JSON"
+        },
+    )
+    dataset_options: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "arguments of the loader, e.g. {designs: [google]}"}
+    )
+    split: str = field(default="train", metadata={"help": "split of the data set"})
+    revision: str | None = field(default=None, metadata={"help": "revision of a Hub data set"})
+    image_column: str = field(default="image", metadata={"help": "column with the picture or its path"})
+    caption_column: str = field(default="captions", metadata={"help": "column with one caption or a list"})
+    id_column: str | None = field(
+        default=None, metadata={"help": "column that says which pictures show the same thing; the row where left out"}
+    )
+    image_root: str | None = field(default=None, metadata={"help": "folder that relative picture paths start from"})
+    augmentation: str = field(default="albef", metadata={"help": "albef (published), crop, gentle or none"})
+    augmentation_options: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "scale, flip, operations, magnitude"}
+    )
+    max_caption_tokens: int = field(default=25, metadata={"help": "tokens of a caption, [CLS] included"})
+    mlm_probability: float = field(default=0.15, metadata={"help": "share of tokens that are masked"})
+    max_rejected_fraction: float = field(
+        default=0.01, metadata={"help": "more unusable samples than this share end the run"}
+    )
+    max_image_pixels: int = field(default=89_478_485, metadata={"help": "larger pictures are rejected undecoded"})
+    workers: int = field(default=0, metadata={"help": "processes that decode and augment; 0: the training process"})
+    evaluation_dataset: str | None = field(default=None, metadata={"help": "as dataset, for retrieval"})
+    evaluation_dataset_options: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "arguments of its loader"}
+    )
+    evaluation_split: str = field(default="test", metadata={"help": "split of the evaluation data set"})
+    evaluation_first_caption: bool = field(
+        default=False, metadata={"help": "evaluate with the first caption of each picture only"}
+    )

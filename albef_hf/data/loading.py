@@ -1,0 +1,282 @@
+"""From rows to batches. Which sample comes when, and every random choice about it, follows from (seed, epoch, position)
+alone: resuming is a number, and neither ranks nor workers change anything."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from ..processing_albef import AlbefProcessor
+from .arguments import DataArguments
+from .augmentation import Augmentation, build_augmentation
+from .images import BadImage, decode_image
+from .retrieval import RetrievalData
+from .sources import load_corpus
+
+ATTEMPTS = 20
+
+
+def _generator(*key: int) -> np.random.Generator:
+    return np.random.default_rng(list(key))
+
+
+def stable_id(value: Any) -> int:
+    """The same 63-bit number for the same text, in every process."""
+    return int.from_bytes(hashlib.blake2b(str(value).encode(), digest_size=8).digest(), "big") >> 1
+
+
+def mask_tokens(
+    ids: np.ndarray, generator: np.random.Generator, probability: float, mask_id: int, vocabulary: int, kept: set[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Masked ids and labels of one text (section 3.2): of the chosen tokens 80 % become [MASK], 10 % a random token,
+    10 % stay; labels are -100 where nothing was chosen. `kept` tokens ([CLS], [PAD], [SEP]) are never chosen."""
+    chosen = (generator.random(len(ids)) < probability) & ~np.isin(ids, list(kept))
+    fate = generator.random(len(ids))
+    random_ids = generator.integers(vocabulary, size=len(ids))
+    masked = np.where(chosen & (fate < 0.8), mask_id, ids)
+    masked = np.where(chosen & (fate >= 0.8) & (fate < 0.9), random_ids, masked)
+    return masked, np.where(chosen, ids, -100)
+
+
+@dataclass(frozen=True)
+class SampleKey:
+    row: int
+    epoch: int
+    position: int
+
+
+class PretrainingSamples(Dataset):
+    """Sample keys -> samples. A row that cannot be used is replaced by another that its own generator draws."""
+
+    def __init__(
+        self,
+        corpus: datasets.Dataset,
+        processor: AlbefProcessor,
+        augment: Augmentation,
+        arguments: DataArguments,
+        seed: int,
+    ) -> None:
+        self.corpus, self.processor, self.augment = corpus, processor, augment
+        self.arguments, self.seed = arguments, seed
+
+    def _image(self, value: Any) -> Any:
+        if isinstance(value, str) and self.arguments.image_root is not None:
+            value = str(Path(self.arguments.image_root) / value)
+        return decode_image(value, self.arguments.max_image_pixels)
+
+    def _caption(self, value: Any, generator: np.random.Generator) -> str:
+        captions = [value] if isinstance(value, str) or value is None else value
+        usable = [caption for caption in captions if caption and self.processor.clean_caption(caption)]
+        if not usable:
+            raise BadImage("no caption with words in it")
+        return usable[int(generator.integers(len(usable)))]
+
+    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
+        generator = _generator(self.seed, 1, key.epoch, key.position)
+        rejected = []
+        row = key.row
+        for _ in range(ATTEMPTS):
+            sample = self.corpus[row]
+            try:
+                caption = self._caption(sample["captions"], generator)
+                pixels = self.augment(self._image(sample["image"]), generator)
+            except BadImage as problem:
+                rejected.append({"row": row, "source": self.arguments.dataset, "reason": problem.reason})
+                row = int(generator.integers(len(self.corpus)))
+                continue
+            return {
+                "pixel_values": pixels,
+                "caption": caption,
+                "group": sample["group"],
+                "draws": generator.random(2),
+                "generator": generator,
+                "rejected": rejected,
+            }
+        raise ValueError(f"{ATTEMPTS} rows in a row cannot be used, the last: {rejected[-1]}")
+
+    def __getitems__(self, keys: list[SampleKey]) -> list[dict[str, Any]]:
+        return [self[key] for key in keys]
+
+    def __len__(self) -> int:
+        return len(self.corpus)
+
+
+class PretrainingCollator:
+    """Samples -> the batch `AlbefForPreTraining.forward` takes, and `rejected`, which the loop takes out first."""
+
+    def __init__(self, processor: AlbefProcessor, arguments: DataArguments, fixed_length: bool) -> None:
+        self.processor, self.arguments = processor, arguments
+        self.padding = "max_length" if fixed_length else "longest"
+        tokenizer = processor.tokenizer
+        self.kept = {tokenizer.cls_token_id, tokenizer.pad_token_id, tokenizer.sep_token_id}
+
+    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        captions = [sample["caption"] for sample in samples]
+        text = self.processor.tokenize_captions(captions, self.arguments.max_caption_tokens, self.padding)
+        tokenizer = self.processor.tokenizer
+        masked, labels = zip(
+            *(
+                mask_tokens(
+                    ids,
+                    sample["generator"],
+                    self.arguments.mlm_probability,
+                    tokenizer.mask_token_id,
+                    len(tokenizer),
+                    self.kept,
+                )
+                for ids, sample in zip(text["input_ids"].numpy(), samples, strict=True)
+            ),
+            strict=True,
+        )
+        mlm_labels = torch.from_numpy(np.stack(labels))
+        return {
+            "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
+            "input_ids": text["input_ids"],
+            "attention_mask": text["attention_mask"],
+            "mlm_input_ids": torch.from_numpy(np.stack(masked)),
+            "mlm_labels": mlm_labels,
+            "mlm_positions": (mlm_labels.flatten() != -100).nonzero().squeeze(1),
+            "image_ids": torch.tensor([stable_id(sample["group"]) for sample in samples]),
+            "caption_ids": torch.tensor([stable_id(self.processor.clean_caption(c)) for c in captions]),
+            "negative_draws": torch.tensor(np.stack([s["draws"] for s in samples]), dtype=torch.float32),
+            "rejected": [entry for sample in samples for entry in sample["rejected"]],
+        }
+
+
+class TrainingData:
+    """Batches without end: batch i of a rank is a pure function of (seed, i, rank, ranks).
+
+    Attributes:
+        steps_per_epoch: batches a rank draws in an epoch; the rest of the corpus is dropped.
+    """
+
+    def __init__(
+        self,
+        samples: PretrainingSamples,
+        collate: PretrainingCollator,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        workers: int = 0,
+    ) -> None:
+        self.samples, self.collate, self.batch_size = samples, collate, batch_size
+        self.seed, self.rank, self.world_size, self.workers = seed, rank, world_size, workers
+        self.steps_per_epoch = len(samples) // (batch_size * world_size)
+        if self.steps_per_epoch == 0:
+            raise ValueError(
+                f"a batch of {batch_size} on {world_size} ranks is larger than the corpus of {len(samples)} rows"
+            )
+
+    def keys(self, start: int) -> Iterator[list[SampleKey]]:
+        """The keys of batch `start` and of all that follow."""
+        index, order, ordered_epoch = start, np.empty(0, dtype=np.int64), -1
+        while True:
+            epoch, step = divmod(index, self.steps_per_epoch)
+            if epoch != ordered_epoch:
+                order, ordered_epoch = _generator(self.seed, 0, epoch).permutation(len(self.samples)), epoch
+            first = (step * self.world_size + self.rank) * self.batch_size
+            yield [SampleKey(int(order[p]), epoch, p) for p in range(first, first + self.batch_size)]
+            index += 1
+
+    def batches(self, start: int = 0) -> Iterator[dict[str, Any]]:
+        """Batch `start` and all that follow."""
+        return iter(
+            DataLoader(
+                self.samples,
+                batch_sampler=self.keys(start),
+                collate_fn=self.collate,
+                num_workers=self.workers,
+                pin_memory=torch.cuda.is_available(),
+            )
+        )
+
+
+class RejectionLog:
+    """Unusable samples: counted, listed in a file of JSON lines, and fatal above a rate."""
+
+    def __init__(self, path: Path, max_fraction: float, after: int = 1000) -> None:
+        self.path, self.max_fraction, self.after = path, max_fraction, after
+        self.rejected = self.seen = 0
+
+    def add(self, rejected: list[dict[str, Any]], seen: int) -> None:
+        """Raises:
+        ValueError: more than `max_fraction` of the samples so far were unusable.
+        """
+        self.seen += seen
+        self.rejected += len(rejected)
+        if rejected:
+            with self.path.open("a", encoding="utf-8") as handle:
+                handle.writelines(json.dumps(entry) + "\n" for entry in rejected)
+        if self.seen >= self.after and self.rejected > self.max_fraction * self.seen:
+            raise ValueError(
+                f"{self.rejected} of {self.seen} samples cannot be used, more than max_rejected_fraction = "
+                f"{self.max_fraction}; they are listed in {self.path}, the last: {rejected[-1] if rejected else ''}"
+            )
+
+
+def build_training_data(
+    arguments: DataArguments,
+    processor: AlbefProcessor,
+    *,
+    batch_size: int,
+    seed: int,
+    rank: int = 0,
+    world_size: int = 1,
+    fixed_length: bool = False,
+) -> TrainingData:
+    """Training batches as configured. `fixed_length` pads every text to the maximum, so that ranks agree."""
+    corpus = load_corpus(
+        arguments.dataset,
+        split=arguments.split,
+        revision=arguments.revision,
+        image_column=arguments.image_column,
+        caption_column=arguments.caption_column,
+        id_column=arguments.id_column,
+        options=arguments.dataset_options,
+    )
+    augment = build_augmentation(
+        arguments.augmentation,
+        processor.image_size,
+        processor.image_mean,
+        processor.image_std,
+        **arguments.augmentation_options,
+    )
+    samples = PretrainingSamples(corpus, processor, augment, arguments, seed)
+    collate = PretrainingCollator(processor, arguments, fixed_length)
+    return TrainingData(samples, collate, batch_size, seed, rank, world_size, arguments.workers)
+
+
+def build_retrieval_data(arguments: DataArguments) -> RetrievalData | None:
+    """The evaluation data set: its pictures, and its distinct (group, caption) texts. None where none is configured."""
+    if arguments.evaluation_dataset is None:
+        return None
+    corpus = load_corpus(
+        arguments.evaluation_dataset,
+        split=arguments.evaluation_split,
+        image_column=arguments.image_column,
+        caption_column=arguments.caption_column,
+        id_column=arguments.id_column,
+        options=arguments.evaluation_dataset_options,
+    )
+    texts: dict[tuple[Any, str], None] = {}
+    for row in corpus.select_columns(["captions", "group"]):
+        captions = [row["captions"]] if isinstance(row["captions"], str) else row["captions"]
+        for caption in captions[:1] if arguments.evaluation_first_caption else captions:
+            texts[(row["group"], caption)] = None
+    designs = arguments.evaluation_dataset_options.get("designs")
+    name = f"{arguments.evaluation_dataset}-{'-'.join(designs)}" if designs else arguments.evaluation_dataset
+    return RetrievalData(
+        images=corpus.select_columns(["image", "group"]),
+        texts=[caption for _, caption in texts],
+        image_groups=list(corpus["group"]),
+        text_groups=[group for group, _ in texts],
+        name=name,
+    )
