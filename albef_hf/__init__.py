@@ -14,7 +14,7 @@ from .modeling_albef import AlbefModel, AlbefOutput
 from .modeling_albef_pretraining import AlbefForPreTraining, AlbefForPreTrainingOutput
 from .modeling_albef_text import AlbefTextModel
 from .processing_albef import AlbefProcessor
-from .version import __version__
+from .version import __version__ as __version__
 
 AutoConfig.register("albef", AlbefConfig, exist_ok=True)
 AutoConfig.register("albef_text", AlbefTextConfig, exist_ok=True)

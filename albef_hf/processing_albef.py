@@ -87,7 +87,7 @@ class AlbefProcessor(ProcessorMixin):
         return tuple(self.image_processor.image_std)
 
     def clean_caption(self, caption: str) -> str:
-        """The published clean-up: lower case, punctuation deleted, `-` and `/` to spaces, at most `max_words` words."""
+        """Published clean-up: lower case, punctuation deleted, `-` and `/` to spaces, `max_words` words at most."""
         caption = _SPACED.sub(" ", _DELETED.sub("", caption.lower())).replace("<person>", "person")
         return " ".join(_SPACES.sub(" ", caption).strip().split(" ")[: self.max_words])
 

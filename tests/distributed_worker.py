@@ -13,7 +13,7 @@ GLOBAL_BATCH = 8
 
 
 def run_steps(rank: int, ranks: int, gather_negatives: bool) -> dict[str, torch.Tensor]:
-    """Losses, gradients of the last step and final state after three SGD steps, as data-parallel training does them."""
+    """Losses, gradients of the last step and state after three SGD steps, as in data-parallel training."""
     model = tiny_model(gather_negatives=gather_negatives, same_image="mask", queue_size=11).double().train()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     share = GLOBAL_BATCH // ranks

@@ -48,7 +48,7 @@ def json_list(tmp_path):
 
 
 def arguments(json_list, **changes) -> DataArguments:
-    fields = {"dataset": str(json_list), "caption_column": "caption", "image_root": str(json_list.parent)}
+    fields = {"dataset": str(json_list), "caption_column": "caption"}
     return DataArguments(**{**fields, **changes})
 
 
@@ -219,7 +219,7 @@ def test_too_many_bad_samples_end_the_run(tmp_path):
     log = RejectionLog(tmp_path / "rejected.jsonl", max_fraction=0.1, after=10)
     entry = {"row": 3, "source": "x", "reason": "empty file"}
     log.add([entry], seen=10)
-    with pytest.raises(ValueError, match="3 of 20 samples .* empty file"):
+    with pytest.raises(ValueError, match="3 of 20 samples .*empty file"):
         log.add([entry, entry], seen=10)
     assert len((tmp_path / "rejected.jsonl").read_text().splitlines()) == 3
 

@@ -1,5 +1,8 @@
-"""From rows to batches. Which sample comes when, and every random choice about it, follows from (seed, epoch, position)
-alone: resuming is a number, and neither ranks nor workers change anything."""
+"""From rows to batches.
+
+Which sample comes when, and every random choice about it, follows from (seed, epoch, position) alone: resuming is a
+number, and neither ranks nor workers change anything.
+"""
 
 import hashlib
 import json
@@ -66,11 +69,6 @@ class PretrainingSamples(Dataset):
         self.corpus, self.processor, self.augment = corpus, processor, augment
         self.arguments, self.seed = arguments, seed
 
-    def _image(self, value: Any) -> Any:
-        if isinstance(value, str) and self.arguments.image_root is not None:
-            value = str(Path(self.arguments.image_root) / value)
-        return decode_image(value, self.arguments.max_image_pixels)
-
     def _caption(self, value: Any, generator: np.random.Generator) -> str:
         captions = [value] if isinstance(value, str) or value is None else value
         usable = [caption for caption in captions if caption and self.processor.clean_caption(caption)]
@@ -86,7 +84,7 @@ class PretrainingSamples(Dataset):
             sample = self.corpus[row]
             try:
                 caption = self._caption(sample["captions"], generator)
-                pixels = self.augment(self._image(sample["image"]), generator)
+                pixels = self.augment(decode_image(sample["image"], self.arguments.max_image_pixels), generator)
             except BadImage as problem:
                 rejected.append({"row": row, "source": self.arguments.dataset, "reason": problem.reason})
                 row = int(generator.integers(len(self.corpus)))
@@ -240,6 +238,7 @@ def build_training_data(
         image_column=arguments.image_column,
         caption_column=arguments.caption_column,
         id_column=arguments.id_column,
+        image_root=arguments.image_root,
         options=arguments.dataset_options,
     )
     augment = build_augmentation(
@@ -264,6 +263,7 @@ def build_retrieval_data(arguments: DataArguments) -> RetrievalData | None:
         image_column=arguments.image_column,
         caption_column=arguments.caption_column,
         id_column=arguments.id_column,
+        image_root=arguments.image_root,
         options=arguments.evaluation_dataset_options,
     )
     texts: dict[tuple[Any, str], None] = {}

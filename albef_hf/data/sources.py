@@ -53,6 +53,7 @@ def load_corpus(
     image_column: str = "image",
     caption_column: str = "captions",
     id_column: str | None = None,
+    image_root: str | None = None,
     options: dict[str, Any] | None = None,
 ) -> datasets.Dataset:
     """Load a data set and check its columns. Pictures stay undecoded.
@@ -60,6 +61,8 @@ def load_corpus(
     Args:
         dataset: `emoji`, a Hub id, a folder of pictures with metadata, a saved Arrow folder, or a Parquet, JSON or tar
             file (or pattern). The publication's JSON lists have `image_column="image"`, `caption_column="caption"`.
+
+        image_root: folder that relative picture paths start from; that of the list where left out.
 
     Returns: columns `image`, `captions` (a string or a list of strings), `group`.
 
@@ -78,6 +81,11 @@ def load_corpus(
     corpus = corpus.select_columns(list(wanted)).rename_columns({a: b for a, b in wanted.items() if a != b})
     if isinstance(corpus.features["image"], datasets.Image):
         corpus = corpus.cast_column("image", datasets.Image(decode=False))
+    elif corpus.features["image"].dtype == "string":
+        root = Path(image_root) if image_root is not None else Path(dataset).expanduser().parent
+        corpus = corpus.map(
+            lambda paths: {"image": [str(root / path) for path in paths]}, input_columns="image", batched=True
+        )
     if id_column is None:
         corpus = corpus.add_column("group", [str(row) for row in range(len(corpus))])
     return corpus

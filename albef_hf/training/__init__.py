@@ -1,0 +1,1 @@
+"""Arguments, the loop, and what it needs."""

