@@ -254,7 +254,7 @@ def build_training_data(
 
 
 def build_retrieval_data(arguments: DataArguments) -> RetrievalData | None:
-    """The evaluation data set: its pictures, and its distinct (group, caption) texts. None where none is configured."""
+    """The evaluation data set: its pictures and its distinct (group, caption) texts; None where none is set."""
     if arguments.evaluation_dataset is None:
         return None
     corpus = load_corpus(
