@@ -24,6 +24,8 @@ def main() -> None:
     methods = {"albef": build_albef}
     if model_arguments.method not in methods:
         raise ValueError(f"method must be one of {', '.join(methods)}, not {model_arguments.method!r}")
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
     accelerator = build_accelerator(arguments)
     set_seed(arguments.seed)
     method, processor = methods[model_arguments.method](model_arguments)

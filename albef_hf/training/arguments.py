@@ -60,6 +60,7 @@ class TrainingArguments:
     weight_decay: float = field(default=0.02, metadata={"help": "of matrices and the temperature, as published"})
     max_gradient_norm: float = field(default=0.0, metadata={"help": "0: no clipping, as published"})
     mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16"})
+    threads: int = field(default=0, metadata={"help": "CPU threads; 0: as `accelerate launch` sets them, which is 1"})
     log_every: int = field(default=50, metadata={"help": "steps"})
     save_every: int = field(default=1000, metadata={"help": "steps"})
     evaluate_every: int = field(default=0, metadata={"help": "steps; 0: at the end only"})
