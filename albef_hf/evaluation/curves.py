@@ -155,7 +155,7 @@ def _style(axes: Axes) -> None:
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.set_xlabel("optimizer step", fontsize=8, color=INK)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
 
 
 def _title(axes: Axes, text: str) -> None:
