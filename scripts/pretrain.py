@@ -18,6 +18,7 @@ def main() -> None:
     from albef_hf.evaluation.model_card import write_model_card
     from albef_hf.evaluation.report import write_report
     from albef_hf.evaluation.retrieval import evaluate_retrieval
+    from albef_hf.training.dry_run import describe_memory, draw_first_batch
     from albef_hf.training.initialization import build_albef
     from albef_hf.training.loop import build_accelerator, run_length, train
 
@@ -43,10 +44,13 @@ def main() -> None:
     trainable = sum(p.numel() for p in method.parameters() if p.requires_grad)
     length = run_length(arguments, data)
     accelerator.print(
-        f"{trainable:,} trainable parameters, {len(data.samples):,} rows, {length.total_steps:,} steps "
-        f"({length.steps_per_epoch:,} an epoch), at least {trainable * 20 / 2**30:.1f} GiB for weights and optimizer"
+        f"{trainable:,} trainable parameters, {data.rows:,} rows, {length.total_steps:,} steps "
+        f"({length.steps_per_epoch:,} an epoch)"
     )
     if arguments.dry_run:
+        if accelerator.is_main_process:
+            print(f"memory of a step: {describe_memory(method, data, arguments)}")
+            print(f"first batch: {draw_first_batch(data, processor, folder / 'first_batch.png')}")
         return
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,16 @@ class DataArguments:
     dataset_options: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "arguments of the loader, e.g. {designs: [google]}"}
     )
+    mixture: list[dict[str, Any]] = field(
+        default_factory=list,
+        metadata={
+            "help": "several data sets in place of one: [{dataset: A, weight: 2, caption_column: text}, ...]; without "
+            "weights every row comes once an epoch"
+        },
+    )
+    streaming: bool = field(default=False, metadata={"help": "read from front to back, never holding all"})
+    streaming_rows: int = field(default=0, metadata={"help": "samples of an epoch when streaming"})
+    streaming_window: int = field(default=4096, metadata={"help": "rows shuffled together when streaming"})
     split: str = field(default="train", metadata={"help": "split of the data set"})
     revision: str | None = field(default=None, metadata={"help": "revision of a Hub data set"})
     image_column: str = field(default="image", metadata={"help": "column with the picture or its path"})

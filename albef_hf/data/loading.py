@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -19,15 +18,12 @@ from torch.utils.data import DataLoader, Dataset
 from ..processing_albef import AlbefProcessor
 from .arguments import DataArguments
 from .augmentation import Augmentation, build_augmentation
+from .corpora import Corpora, random_generator
 from .images import BadImage, decode_image
 from .retrieval import RetrievalData
-from .sources import load_corpus
+from .sources import CORPUS_KEYS, check_keys, load_corpus
 
 ATTEMPTS = 20
-
-
-def _generator(*key: int) -> np.random.Generator:
-    return np.random.default_rng(list(key))
 
 
 def stable_id(value: Any) -> int:
@@ -50,17 +46,21 @@ def mask_tokens(
 
 @dataclass(frozen=True)
 class SampleKey:
+    """Which row, at which place of which epoch; and the row itself where it comes from a stream."""
+
     row: int
     epoch: int
     position: int
+    sample: dict[str, Any] | None = None
 
 
 class PretrainingSamples(Dataset):
-    """Sample keys -> samples. A row that cannot be used is replaced by another that its own generator draws."""
+    """Sample keys -> samples. A row that cannot be used is replaced by another that its own generator draws: any row
+    of the corpus, or any row of the batch where there is no corpus but a stream."""
 
     def __init__(
         self,
-        corpus: datasets.Dataset,
+        corpus: Corpora | None,
         processor: AlbefProcessor,
         augment: Augmentation,
         arguments: DataArguments,
@@ -76,34 +76,47 @@ class PretrainingSamples(Dataset):
             raise BadImage("no caption with words in it")
         return usable[int(generator.integers(len(usable)))]
 
-    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
-        generator = _generator(self.seed, 1, key.epoch, key.position)
+    def _row(self, key: SampleKey) -> tuple[dict[str, Any], str, int]:
+        """A row, the name of its data set, and its number there."""
+        if self.corpus is None:
+            assert key.sample is not None
+            return key.sample, self.arguments.dataset, key.row
+        return self.corpus[key.row], *self.corpus.name_of(key.row)
+
+    def _sample(self, key: SampleKey, batch: list[SampleKey]) -> dict[str, Any]:
+        generator = randomrandom_generator(self.seed, 1, key.epoch, key.position)
         rejected = []
-        row = key.row
+        candidate = key
         for _ in range(ATTEMPTS):
-            sample = self.corpus[row]
+            row, source, number = self._row(candidate)
             try:
-                caption = self._caption(sample["captions"], generator)
-                pixels = self.augment(decode_image(sample["image"], self.arguments.max_image_pixels), generator)
+                caption = self._caption(row["captions"], generator)
+                pixels = self.augment(decode_image(row["image"], self.arguments.max_image_pixels), generator)
             except BadImage as problem:
-                rejected.append({"row": row, "source": self.arguments.dataset, "reason": problem.reason})
-                row = int(generator.integers(len(self.corpus)))
+                rejected.append({"row": number, "source": source, "reason": problem.reason})
+                if self.corpus is None:
+                    candidate = batch[int(generator.integers(len(batch)))]
+                else:
+                    candidate = SampleKey(int(generator.integers(len(self.corpus))), key.epoch, key.position)
                 continue
             return {
                 "pixel_values": pixels,
                 "caption": caption,
-                "group": sample["group"],
+                "group": row["group"],
                 "draws": generator.random(2),
                 "generator": generator,
                 "rejected": rejected,
             }
         raise ValueError(f"{ATTEMPTS} rows in a row cannot be used, the last: {rejected[-1]}")
 
+    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
+        return self._sample(key, [key])
+
     def __getitems__(self, keys: list[SampleKey]) -> list[dict[str, Any]]:
-        return [self[key] for key in keys]
+        return [self._sample(key, keys) for key in keys]
 
     def __len__(self) -> int:
-        return len(self.corpus)
+        return 0 if self.corpus is None else len(self.corpus)
 
 
 class PretrainingCollator:
@@ -152,6 +165,7 @@ class TrainingData:
     """Batches without end: batch i of a rank is a pure function of (seed, i, rank, ranks).
 
     Attributes:
+        rows: samples of an epoch, of all ranks.
         steps_per_epoch: batches a rank draws in an epoch; the rest of the corpus is dropped.
     """
 
@@ -164,13 +178,15 @@ class TrainingData:
         rank: int = 0,
         world_size: int = 1,
         workers: int = 0,
+        rows: int | None = None,
     ) -> None:
         self.samples, self.collate, self.batch_size = samples, collate, batch_size
         self.seed, self.rank, self.world_size, self.workers = seed, rank, world_size, workers
-        self.steps_per_epoch = len(samples) // (batch_size * world_size)
+        self.rows = len(samples) if rows is None else rows
+        self.steps_per_epoch = self.rows // (batch_size * world_size)
         if self.steps_per_epoch == 0:
             raise ValueError(
-                f"a batch of {batch_size} on {world_size} ranks is larger than the corpus of {len(samples)} rows"
+                f"a batch of {batch_size} on {world_size} ranks is larger than the corpus of {self.rows} rows"
             )
 
     def keys(self, start: int) -> Iterator[list[SampleKey]]:
@@ -179,7 +195,8 @@ class TrainingData:
         while True:
             epoch, step = divmod(index, self.steps_per_epoch)
             if epoch != ordered_epoch:
-                order, ordered_epoch = _generator(self.seed, 0, epoch).permutation(len(self.samples)), epoch
+                assert self.samples.corpus is not None
+                order, ordered_epoch = self.samples.corpus.order(self.seed, epoch), epoch
             first = (step * self.world_size + self.rank) * self.batch_size
             yield [SampleKey(int(order[p]), epoch, p) for p in range(first, first + self.batch_size)]
             index += 1
@@ -231,16 +248,29 @@ def build_training_data(
     fixed_length: bool = False,
 ) -> TrainingData:
     """Training batches as configured. `fixed_length` pads every text to the maximum, so that ranks agree."""
-    corpus = load_corpus(
-        arguments.dataset,
-        split=arguments.split,
-        revision=arguments.revision,
-        image_column=arguments.image_column,
-        caption_column=arguments.caption_column,
-        id_column=arguments.id_column,
-        image_root=arguments.image_root,
-        options=arguments.dataset_options,
-    )
+    entries = arguments.mixture or [
+        {
+            "dataset": arguments.dataset,
+            "split": arguments.split,
+            "revision": arguments.revision,
+            "image_column": arguments.image_column,
+            "caption_column": arguments.caption_column,
+            "id_column": arguments.id_column,
+            "image_root": arguments.image_root,
+            "options": arguments.dataset_options,
+        }
+    ]
+    for entry in entries:
+        check_keys(entry, (*CORPUS_KEYS, "weight"), "mixture", needed=("dataset",))
+    weighted = ["weight" in entry for entry in entries]
+    if any(weighted) and not all(weighted):
+        raise ValueError("mixture: give every data set a weight, or none")
+    weights = [float(entry["weight"]) for entry in entries] if all(weighted) else None
+    names = [entry["dataset"] for entry in entries]
+    loaded = [
+        load_corpus(**{k: v for k, v in entry.items() if k != "weight"}, streaming=arguments.streaming)
+        for entry in entries
+    ]
     augment = build_augmentation(
         arguments.augmentation,
         processor.image_size,
@@ -248,9 +278,19 @@ def build_training_data(
         processor.image_std,
         **arguments.augmentation_options,
     )
-    samples = PretrainingSamples(corpus, processor, augment, arguments, seed)
     collate = PretrainingCollator(processor, arguments, fixed_length)
-    return TrainingData(samples, collate, batch_size, seed, rank, world_size, arguments.workers)
+    common = (collate, batch_size, seed, rank, world_size, arguments.workers)
+    if arguments.streaming:
+        from .streaming import StreamedTrainingData
+
+        if arguments.streaming_rows <= 0:
+            raise ValueError("streaming needs streaming_rows, the samples of an epoch: a stream has no length")
+        samples = PretrainingSamples(None, processor, augment, arguments, seed)
+        shares = weights or [1.0] * len(loaded)
+        rows, window = arguments.streaming_rows, arguments.streaming_window
+        return StreamedTrainingData(loaded, shares, rows, window, samples, *common)
+    samples = PretrainingSamples(Corpora(loaded, names, weights), processor, augment, arguments, seed)
+    return TrainingData(samples, *common)
 
 
 def build_retrieval_data(arguments: DataArguments) -> RetrievalData | None:

@@ -1,15 +1,44 @@
 """A data set from wherever it lives -> rows of `image` (undecoded), `captions` (list of strings), `group`."""
 
 import difflib
-from collections.abc import Sequence
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow
+from datasets.distributed import split_dataset_by_node
+from datasets.exceptions import DatasetGenerationError
 
 from .emoji import load_emoji_corpus
 
 _FILES = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".tar": "webdataset"}
+
+CORPUS_KEYS = (
+    "dataset",
+    "split",
+    "revision",
+    "image_column",
+    "caption_column",
+    "id_column",
+    "image_root",
+    "options",
+)
+_UNREADABLE = (DatasetGenerationError, pyarrow.ArrowException, tarfile.TarError, EOFError, UnicodeDecodeError)
+
+
+def check_keys(entry: Mapping[str, Any], known: Sequence[str], where: str, needed: Iterable[str] = ()) -> None:
+    """Raises:
+    ValueError: a key that is unknown, with the nearest known one, or one that is missing.
+    """
+    for key in entry:
+        if key not in known:
+            raise ValueError(f"{where}: unknown key {key!r}; {_nearest(str(key), known)}")
+    for key in needed:
+        if key not in entry:
+            raise ValueError(f"{where}: {dict(entry)} has no {key!r}")
 
 
 def _nearest(value: str, known: Sequence[str]) -> str:
@@ -17,32 +46,81 @@ def _nearest(value: str, known: Sequence[str]) -> str:
     return f"did you mean {nearest[0]!r}?" if nearest else f"there are: {', '.join(known)}"
 
 
-def _load(dataset: str, split: str, revision: str | None, options: dict[str, Any]) -> datasets.Dataset:
+def _missing(what: str, dataset: str, path: Path) -> ValueError:
+    beside = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
+    return ValueError(f"no such {what}: {dataset}; {_nearest(path.name, beside)}")
+
+
+def _load(dataset: str, split: str, revision: str | None, options: dict[str, Any], streaming: bool) -> Any:
     if dataset == "emoji":
-        return load_emoji_corpus(**options)
+        corpus = load_emoji_corpus(**options)
+        return corpus.to_iterable_dataset() if streaming else corpus
     path = Path(dataset).expanduser()
     if path.is_dir():
-        loaded = (
-            datasets.load_from_disk(str(path))
-            if (path / "state.json").exists() or (path / "dataset_dict.json").exists()
-            else datasets.load_dataset("imagefolder", data_dir=str(path), **options)
-        )
+        if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
+            loaded = datasets.load_from_disk(str(path))
+            if streaming:
+                loaded = loaded[split] if isinstance(loaded, datasets.DatasetDict) else loaded
+                return loaded.to_iterable_dataset()
+        else:
+            loaded = datasets.load_dataset("imagefolder", data_dir=str(path), streaming=streaming, **options)
     elif path.suffix in _FILES:
         if not path.is_file() and "*" not in path.name:
-            beside = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
-            raise ValueError(f"no such file: {dataset}; {_nearest(path.name, beside)}")
-        loaded = datasets.load_dataset(_FILES[path.suffix], data_files={"train": str(path)}, **options)
+            raise _missing("file", dataset, path)
+        files = {"train": str(path)}
+        loaded = datasets.load_dataset(_FILES[path.suffix], data_files=files, streaming=streaming, **options)
         split = "train"
     elif path.is_absolute() or dataset.startswith("."):
-        beside = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
-        raise ValueError(f"no such folder: {dataset}; {_nearest(path.name, beside)}")
+        raise _missing("folder", dataset, path)
     else:
-        loaded = datasets.load_dataset(dataset, revision=revision, **options)
-    if isinstance(loaded, datasets.DatasetDict):
+        loaded = datasets.load_dataset(dataset, revision=revision, streaming=streaming, **options)
+    if isinstance(loaded, (datasets.DatasetDict, datasets.IterableDatasetDict)):
         if split not in loaded:
             raise ValueError(f"{dataset} has no split {split!r}; {_nearest(split, list(loaded))}")
         loaded = loaded[split]
     return loaded
+
+
+@dataclass
+class CorpusStream:
+    """A data set read from front to back: rows of `image` (undecoded), `captions`, `group`."""
+
+    stream: datasets.IterableDataset
+    dataset: str
+    columns: dict[str, str]
+    image_root: Path
+
+    def rows(self, seed: int, rank: int = 0, world_size: int = 1) -> Iterator[dict[str, Any]]:
+        """The rows of a rank. `seed` sets the order of the shards.
+
+        Raises:
+            ValueError: a column that is not there, or a file that cannot be read to its end.
+        """
+        stream = self.stream.decode(False).shuffle(seed=seed, buffer_size=1)
+        if world_size > 1:
+            stream = split_dataset_by_node(stream, rank, world_size)
+        try:
+            for number, row in enumerate(stream):
+                _check_columns(self.dataset, self.columns, list(row))
+                made = {new: row[old] for old, new in self.columns.items()}
+                if isinstance(made["image"], str):
+                    made["image"] = str(self.image_root / made["image"])
+                yield {"group": f"{self.dataset}:{rank}:{number}", **made}
+        except _UNREADABLE as error:
+            raise _unreadable(self.dataset, error) from error
+
+
+def _check_columns(dataset: str, wanted: Iterable[str], present: list[str]) -> None:
+    for column in wanted:
+        if column not in present:
+            raise ValueError(f"{dataset} has no column {column!r}; {_nearest(column, present)}")
+
+
+def _unreadable(dataset: str, error: BaseException) -> ValueError:
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    return ValueError(f"{dataset} cannot be read: {type(cause).__name__}: {cause}")
 
 
 def load_corpus(
@@ -55,7 +133,8 @@ def load_corpus(
     id_column: str | None = None,
     image_root: str | None = None,
     options: dict[str, Any] | None = None,
-) -> datasets.Dataset:
+    streaming: bool = False,
+) -> Any:
     """Load a data set and check its columns. Pictures stay undecoded.
 
     Args:
@@ -64,28 +143,33 @@ def load_corpus(
 
         image_root: folder that relative picture paths start from; that of the list where left out.
 
-    Returns: columns `image`, `captions` (a string or a list of strings), `group`.
+    Returns: a data set with columns `image`, `captions` (a string or a list of strings), `group`; with `streaming` a
+        `CorpusStream` of such rows.
 
     Raises:
-        ValueError: a path, split or column that is not there; names it and the nearest one that is.
+        ValueError: a path, split or column that is not there (names it and the nearest one that is), or a file that
+            is cut or damaged.
     """
-    corpus = _load(dataset, split, revision, options or {})
+    try:
+        corpus = _load(dataset, split, revision, options or {}, streaming)
+    except _UNREADABLE as error:
+        raise _unreadable(dataset, error) from error
+    root = Path(image_root) if image_root is not None else Path(dataset).expanduser().parent
     wanted = {image_column: "image", caption_column: "captions"}
     if dataset == "emoji":
         id_column = id_column or "group"
     if id_column is not None:
         wanted[id_column] = "group"
-    for column in wanted:
-        if column not in corpus.column_names:
-            raise ValueError(f"{dataset} has no column {column!r}; {_nearest(column, corpus.column_names)}")
+    if streaming:
+        return CorpusStream(corpus, dataset, wanted, root)
+    _check_columns(dataset, wanted, corpus.column_names)
     corpus = corpus.select_columns(list(wanted)).rename_columns({a: b for a, b in wanted.items() if a != b})
     if isinstance(corpus.features["image"], datasets.Image):
         corpus = corpus.cast_column("image", datasets.Image(decode=False))
     elif corpus.features["image"].dtype == "string":
-        root = Path(image_root) if image_root is not None else Path(dataset).expanduser().parent
         corpus = corpus.map(
             lambda paths: {"image": [str(root / path) for path in paths]}, input_columns="image", batched=True
         )
     if id_column is None:
-        corpus = corpus.add_column("group", [str(row) for row in range(len(corpus))])
+        corpus = corpus.add_column("group", [f"{dataset}:{row}" for row in range(len(corpus))])
     return corpus

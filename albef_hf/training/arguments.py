@@ -7,7 +7,7 @@ import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import yaml
 
@@ -67,7 +67,7 @@ class TrainingArguments:
     keep_checkpoints: int = field(default=2, metadata={"help": "older ones are removed"})
     resume: bool = field(default=False, metadata={"help": "go on from the newest checkpoint of the run folder"})
     dry_run: bool = field(default=False, metadata={"help": "print sizes and the first batch, and stop"})
-    report_to: str = field(default="none", metadata={"help": "a tracker of Accelerate, e.g. tensorboard"})
+    report_to: str = field(default="tensorboard", metadata={"help": "a tracker of Accelerate; none: only log.jsonl"})
     rerank: int = field(default=0, metadata={"help": "candidates re-ranked by matching in the last evaluation"})
 
 
@@ -84,10 +84,8 @@ def _convert(name: str, value: Any, wanted: Any) -> Any:
     optional = "None" in str(wanted)
     if optional and value in (None, "none", "null", ""):
         return None
-    kinds = {int: int, float: (int, float), bool: bool, str: str}
-    base = str if optional else wanted
-    if base not in kinds:
-        base = dict
+    kinds = {int: int, float: (int, float), bool: bool, str: str, list: list, dict: dict}
+    base = str if optional else get_origin(wanted) or wanted
     if isinstance(value, str) and base is not str:
         try:
             value = yaml.safe_load(value)
@@ -97,7 +95,7 @@ def _convert(name: str, value: Any, wanted: Any) -> Any:
             pass
     if base is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    expected = kinds.get(base, dict)
+    expected = kinds[base]
     if not isinstance(value, expected) or (base is not bool and isinstance(value, bool)):
         raise ValueError(f"{name} must be {base.__name__}, not {value!r}")
     return value
@@ -117,7 +115,7 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
     for group in GROUPS:
         section = parser.add_argument_group(group.__name__)
         for f in dataclasses.fields(group):
-            default = f.default if f.default is not dataclasses.MISSING else {}
+            default = f.default if f.default is not dataclasses.MISSING else f.default_factory()
             text = f"{f.metadata['help']} (default: {default})".replace("%", "%%")
             flag = {"nargs": "?", "const": "true"} if f.type is bool else {}
             section.add_argument(f"--{f.name}", default=None, metavar="X", help=text, **flag)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.tracking import get_available_trackers
 from torch import nn
 from tqdm import tqdm
 
@@ -23,7 +24,18 @@ from .optimization import build_optimizer, learning_rate
 
 
 def build_accelerator(arguments: TrainingArguments) -> Accelerator:
-    """Queues are buffers and equal on all ranks: broadcasting them at every forward would only cost."""
+    """Queues are buffers and equal on all ranks: broadcasting them at every forward would only cost.
+
+    Raises:
+        ValueError: a tracker that is unknown or not installed.
+    """
+    if arguments.report_to != "none":
+        installed = [tracker.value for tracker in get_available_trackers()]
+        if arguments.report_to not in installed:
+            raise ValueError(
+                f"report_to {arguments.report_to!r}: no such tracker is installed (there are: "
+                f"{', '.join(installed) or 'none'}); pip install \"albef-hf[train]\" for tensorboard, or set it to none"
+            )
     return Accelerator(
         mixed_precision=arguments.mixed_precision,
         log_with=None if arguments.report_to == "none" else arguments.report_to,
@@ -76,8 +88,11 @@ def train(
     A run is a pure function of its arguments: before each micro-batch torch's generators are seeded from (seed,
     micro-batch, rank), so a run stopped at any checkpoint and resumed equals one that never stopped, bit for bit.
 
+    A step whose gradients are not finite changes no parameter; that is decided on the device, and counted as
+    `skipped_steps` in the log. On SIGTERM the ranks agree when they next log, save and end with status 143.
+
     Raises:
-        ValueError: a loss that is not finite (looked at when logging), or too many unusable samples.
+        ValueError: no step since the last row of the log had finite gradients, or too many unusable samples.
     """
     folder = Path(arguments.output_dir)
     length = run_length(arguments, data)
@@ -86,8 +101,11 @@ def train(
     step = 0
     found = latest_checkpoint(folder / "checkpoints") if arguments.resume else None
     if found is not None:
-        step = load_checkpoint(found, method, optimizer)["step"]
+        progress = load_checkpoint(found, method, optimizer)
+        step = progress["step"]
         accelerator.print(f"resuming from {found}")
+        if accelerator.scaler is not None and progress.get("scaler"):
+            accelerator.scaler.load_state_dict(progress["scaler"])
     model, prepared = accelerator.prepare(method, optimizer)
     method = accelerator.unwrap_model(model)
     main = accelerator.is_main_process
@@ -104,7 +122,8 @@ def train(
     sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=accelerator.device))
     summed, since, started = 0, time.monotonic(), time.monotonic()
     model.train()
-    while step < length.total_steps and not stop["asked"]:
+    agreed = False
+    while step < length.total_steps and not agreed:
         rate = learning_rate(arguments, step, length.steps_per_epoch, length.total_steps)
         for group in prepared.param_groups:
             group["lr"] = rate
@@ -128,8 +147,12 @@ def train(
             for name, value in shown.items():
                 sums[name] += value.detach().float()
             summed += 1
-        if arguments.max_gradient_norm > 0:
-            sums["gradient_norm"] += accelerator.clip_grad_norm_(model.parameters(), arguments.max_gradient_norm)
+        norm = accelerator.clip_grad_norm_(model.parameters(), arguments.max_gradient_norm or math.inf)
+        finite = torch.isfinite(norm)
+        sums["gradient_norm"] += torch.where(finite, norm, 0.0)
+        sums["skipped_steps"] += ~finite
+        if accelerator.scaler is None:  # a scaler does the same itself
+            optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
         prepared.step()
         prepared.zero_grad()
         if hasattr(method, "update_momentum"):
@@ -137,15 +160,21 @@ def train(
         step += 1
         bar.update()
         if step % arguments.log_every == 0 or step == length.total_steps:
+            sums["stop"] += stop["asked"] * summed
             values = {name: (accelerator.reduce(value, "mean") / summed).item() for name, value in sums.items()}
-            if "gradient_norm" in values:
-                values["gradient_norm"] *= arguments.accumulation
+            steps = summed // arguments.accumulation
+            values["gradient_norm"] *= arguments.accumulation
+            values["skipped_steps"] = round(values["skipped_steps"] * summed)
+            agreed = values.pop("stop") > 0
             sums.clear()
             seconds = time.monotonic() - since
             rows = summed * data.batch_size * accelerator.num_processes
             summed, since = 0, time.monotonic()
-            if not math.isfinite(values["loss"]):
-                raise ValueError(f"the loss is {values['loss']} at step {step}; lower the learning rate and resume")
+            if values["skipped_steps"] == steps and (steps > 1 or arguments.log_every == 1):
+                raise ValueError(
+                    f"no step of the last {steps} before step {step} had finite gradients; lower the learning rate and "
+                    "resume from the last checkpoint"
+                )
             row = {"step": step, "epoch": step / length.steps_per_epoch, **values, "learning_rate": rate, **extra}
             row |= {"samples_per_second": rows / seconds, "seconds": time.monotonic() - started}
             bar.set_postfix(loss=f"{values['loss']:.3f}")
@@ -157,12 +186,16 @@ def train(
             if main:
                 log.write({"kind": "evaluation", "step": step, "name": evaluation_name, "metrics": metrics})
             model.train()
-        if step % arguments.save_every == 0 or stop["asked"]:
+        if accelerator.num_processes == 1:
+            agreed = stop["asked"]
+        if step % arguments.save_every == 0 or agreed:
             if main:
-                save_checkpoint(folder / "checkpoints", method, optimizer, {"step": step}, arguments.keep_checkpoints)
+                scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
+                progress = {"step": step, "scaler": scaler}
+                save_checkpoint(folder / "checkpoints", method, optimizer, progress, arguments.keep_checkpoints)
             accelerator.wait_for_everyone()
     bar.close()
     signal.signal(signal.SIGTERM, before)
-    if stop["asked"]:
+    if agreed:
         raise SystemExit(143)
     return method

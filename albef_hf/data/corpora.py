@@ -1,0 +1,74 @@
+"""Several data sets as one, mixed by weight; the order of rows is a function of (seed, epoch)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import datasets
+import numpy as np
+
+
+def random_generator(*key: int) -> np.random.Generator:
+    """The generator of a key: no random choice about data depends on anything else."""
+    return np.random.default_rng(list(key))
+
+
+class Corpora:
+    """Map-style data sets with equal columns, one behind the other.
+
+    Args:
+        parts: data sets as `load_corpus` returns them.
+        names: what to call each in reports.
+        weights: share of each in an epoch, in any unit; sizes (every row once) where left out.
+
+    Raises:
+        ValueError: weights that are not positive, or a data set without rows.
+    """
+
+    def __init__(
+        self, parts: Sequence[datasets.Dataset], names: Sequence[str], weights: Sequence[float] | None = None
+    ) -> None:
+        self.parts, self.names = list(parts), list(names)
+        self.sizes = [len(part) for part in self.parts]
+        for name, size in zip(self.names, self.sizes, strict=True):
+            if size == 0:
+                raise ValueError(f"{name} has no rows")
+        self.starts = np.cumsum([0, *self.sizes])
+        shares = np.asarray(weights if weights is not None else self.sizes, dtype=np.float64)
+        if not (np.isfinite(shares).all() and (shares > 0).all()):
+            raise ValueError(f"weights must be positive, not {list(shares)}")
+        exact = shares / shares.sum() * len(self)
+        self.counts = np.floor(exact).astype(np.int64)
+        # What rounding leaves goes to the largest remainders, so that an epoch has as many samples as there are rows.
+        left_over = len(self) - int(self.counts.sum())
+        self.counts[np.argsort(self.counts - exact, kind="stable")[:left_over]] += 1
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def part_of(self, row: int) -> int:
+        """Which data set a row belongs to."""
+        return int(np.searchsorted(self.starts, row, side="right")) - 1
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        part = self.part_of(row)
+        return self.parts[part][int(row - self.starts[part])]
+
+    def name_of(self, row: int) -> tuple[str, int]:
+        """The data set of a row and the row's number in it."""
+        part = self.part_of(row)
+        return self.names[part], int(row - self.starts[part])
+
+    def order(self, seed: int, epoch: int) -> np.ndarray:
+        """The rows of an epoch, shuffled. Each data set is gone through in passes of its own, so that no row comes
+        twice before all others of its data set have come once."""
+        chosen = []
+        for part, (size, count) in enumerate(zip(self.sizes, self.counts, strict=True)):
+            if count == 0:
+                continue
+            first = epoch * int(count)
+            passes = range(first // size, (first + int(count) - 1) // size + 1)
+            rows = np.concatenate([random_generator(seed, 2, part, p).permutation(size) for p in passes])
+            skipped = first - passes.start * size
+            chosen.append(rows[skipped : skipped + int(count)] + self.starts[part])
+        rows = np.concatenate(chosen)
+        return rows[random_generator(seed, 0, epoch).permutation(len(rows))]

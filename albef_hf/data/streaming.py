@@ -1,0 +1,83 @@
+"""Batches from data sets that are read from front to back and never held whole."""
+
+import itertools
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from .corpora import random_generator
+from .loading import PretrainingCollator, PretrainingSamples, SampleKey, TrainingData
+from .sources import CorpusStream
+
+
+class StreamedTrainingData(TrainingData):
+    """As `TrainingData`, from streams: batch i of a rank is a function of (seed, i, rank, ranks) here too.
+
+    The order of shards changes every epoch and rows are shuffled within windows. A stream that ends begins again.
+    Resuming reads past the rows of the epoch that were used, without decoding them.
+
+    Args:
+        streams: data sets as `load_corpus(..., streaming=True)` returns them; weights: the share of each.
+        rows: samples of an epoch, of all ranks; a stream does not know its length.
+        window: rows that are shuffled together on a rank.
+    """
+
+    def __init__(
+        self,
+        streams: Sequence[CorpusStream],
+        weights: Sequence[float],
+        rows: int,
+        window: int,
+        samples: PretrainingSamples,
+        collate: PretrainingCollator,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        workers: int = 0,
+    ) -> None:
+        super().__init__(samples, collate, batch_size, seed, rank, world_size, workers, rows=rows)
+        self.streams = list(streams)
+        shares = np.asarray(weights, dtype=np.float64)
+        self.shares = shares / shares.sum()
+        self.batches_per_window = max(1, window // batch_size)
+
+    def _endless(self, part: int, epoch: int) -> Iterator[dict[str, Any]]:
+        """Rows of one stream, from its first again where it ends."""
+        for again in itertools.count():
+            seed = int(random_generator(self.seed, 3, epoch, part, again).integers(2**31))
+            count = 0
+            for row in self.streams[part].rows(seed, self.rank, self.world_size):
+                count += 1
+                yield row
+            if count == 0:
+                raise ValueError(f"{self.streams[part].dataset} has no rows for rank {self.rank}")
+
+    def _rows(self, epoch: int) -> Iterator[dict[str, Any]]:
+        parts = [self._endless(part, epoch) for part in range(len(self.streams))]
+        chooser = random_generator(self.seed, 4, epoch, self.rank)
+        while True:
+            yield next(parts[int(chooser.choice(len(parts), p=self.shares)) if len(parts) > 1 else 0])
+
+    def keys(self, start: int) -> Iterator[list[SampleKey]]:
+        """Batch `start` and all that follow. The keys hold the rows, their pictures undecoded."""
+        epoch, step = divmod(start, self.steps_per_epoch)
+        while True:
+            rows = self._rows(epoch)
+            first = step - step % self.batches_per_window
+            deque(itertools.islice(rows, first * self.batch_size), maxlen=0)
+            while first < self.steps_per_epoch:
+                batches = min(self.batches_per_window, self.steps_per_epoch - first)
+                window = list(itertools.islice(rows, batches * self.batch_size))
+                order = random_generator(self.seed, 5, epoch, first, self.rank).permutation(len(window))
+                for batch in range(max(0, step - first), batches):
+                    position = ((first + batch) * self.world_size + self.rank) * self.batch_size
+                    chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+                    yield [
+                        SampleKey(int(first * self.batch_size + row), epoch, position + i, window[row])
+                        for i, row in enumerate(chosen)
+                    ]
+                first += batches
+            epoch, step = epoch + 1, 0
