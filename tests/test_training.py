@@ -1,5 +1,7 @@
 """Arguments, schedule, checkpoints, and the loop through the real script."""
 
+import dataclasses
+import itertools
 import json
 import os
 import signal
@@ -13,10 +15,12 @@ import torch
 import yaml
 from helpers import tiny_batch, tiny_model
 from safetensors.torch import load_file
+from transformers.utils import ModelOutput
 
 from albef_hf import AlbefForPreTraining, AlbefProcessor
 from albef_hf.training.arguments import TrainingArguments, parse_arguments, resolved
 from albef_hf.training.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
+from albef_hf.training.loop import build_accelerator, train
 from albef_hf.training.optimization import build_optimizer, learning_rate
 
 ROOT = Path(__file__).parent.parent
@@ -184,6 +188,7 @@ TINY = {
     "keep_checkpoints": 9,
     "max_steps": 6,
     "rerank": 4,
+    "report_to": "none",
 }
 
 
@@ -251,3 +256,107 @@ def test_a_terminated_run_leaves_a_checkpoint(tmp_path):
     printed, _ = process.communicate(timeout=120)
     assert process.returncode == 143, printed
     assert latest_checkpoint(tmp_path / "run" / "checkpoints") is not None
+
+
+def test_a_dry_run_shows_sizes_and_the_first_batch(tmp_path):
+    printed = finish(launch(tmp_path, "--dry_run"))
+    assert "trainable parameters" in printed and "6 steps" in printed and "memory of a step: about" in printed
+    from PIL import Image
+
+    with Image.open(tmp_path / "run" / "first_batch.png") as picture:
+        assert picture.width > 400 and len(set(picture.convert("L").resize((64, 64)).getdata())) > 20
+    assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+def test_a_tracker_that_is_not_installed_is_named(tmp_path):
+    process = launch(tmp_path, "--report_to", "tensorbord")
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode != 0 and "report_to 'tensorbord': no such tracker is installed" in printed
+
+
+def launched(folder: Path, processes: int, batch_size: int) -> list[dict]:
+    folder.mkdir()
+    config = folder / "run.yaml"
+    sharp = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    changes = {
+        "text_config": {**TINY["text_config"], **sharp},
+        "evaluation_dataset": None,
+        "gather_negatives": True,
+        "batch_size": batch_size,
+        "log_every": 1,
+        "max_steps": 3,
+        "report_to": "tensorboard",
+    }
+    config.write_text(yaml.safe_dump({**TINY, **changes, "output_dir": str(folder / "run")}))
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command += [str(ROOT / "scripts" / "pretrain.py"), str(config)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert list((folder / "run").rglob("events.out.tfevents*")), "TensorBoard wrote nothing"
+    rows = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["kind"] == "train"]
+
+
+def test_two_launched_processes_train_as_one(tmp_path):
+    one, two = launched(tmp_path / "one", 1, 16), launched(tmp_path / "two", 2, 8)
+    assert len(one) == len(two) == 3
+    for a, b in zip(one, two, strict=True):
+        # Masked positions differ in number between ranks, so a mean of means is not the mean: only for that loss.
+        for name in ("loss_itc", "loss_itm"):
+            assert a[name] == pytest.approx(b[name], rel=2e-4), name
+
+
+# -- steps that must not count ----------------------------------------------------------------------------------------
+
+
+class Fragile(torch.nn.Module):
+    """A method whose loss is not a number at the steps told."""
+
+    def __init__(self, bad: set[int]) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(3))
+        self.bad, self.calls, self.seen = bad, 0, []
+
+    def forward(self, pixel_values: torch.Tensor) -> dict:
+        self.seen.append(self.weight.detach().clone())
+        factor = float("nan") if self.calls in self.bad else 1.0
+        self.calls += 1
+        return Loss(loss=(self.weight * factor).sum())
+
+
+@dataclasses.dataclass
+class Loss(ModelOutput):
+    loss: torch.Tensor | None = None
+
+
+class Endless:
+    batch_size, steps_per_epoch = 2, 100
+
+    def batches(self, start=0):
+        return ({"pixel_values": torch.ones(2, 3, 4, 4), "rejected": []} for _ in itertools.count(start))
+
+
+def trained(tmp_path, bad, **changes):
+    method = Fragile(bad)
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), max_steps=6, log_every=3, warmup_steps=0, report_to="none", **changes
+    )
+    train(method, Endless(), arguments, build_accelerator(arguments))
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    return method.seen, [row for row in rows if row["kind"] == "train"]
+
+
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_a_step_without_finite_gradients_changes_nothing_and_is_counted(tmp_path, clip):
+    seen, rows = trained(tmp_path, {1}, max_gradient_norm=clip)
+    assert torch.equal(seen[1], seen[2])
+    assert all(not torch.equal(a, b) for a, b in ((seen[0], seen[1]), (seen[2], seen[3])))
+    assert all(torch.isfinite(weight).all() for weight in seen)
+    assert [row["skipped_steps"] for row in rows] == [1, 0]
+
+
+def test_a_run_of_such_steps_ends_with_an_error(tmp_path):
+    with pytest.raises(ValueError, match="no step of the last 3 before step 6 had finite gradients"):
+        trained(tmp_path, {3, 4, 5})

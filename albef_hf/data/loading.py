@@ -84,7 +84,7 @@ class PretrainingSamples(Dataset):
         return self.corpus[key.row], *self.corpus.name_of(key.row)
 
     def _sample(self, key: SampleKey, batch: list[SampleKey]) -> dict[str, Any]:
-        generator = randomrandom_generator(self.seed, 1, key.epoch, key.position)
+        generator = random_generator(self.seed, 1, key.epoch, key.position)
         rejected = []
         candidate = key
         for _ in range(ATTEMPTS):

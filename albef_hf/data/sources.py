@@ -1,6 +1,7 @@
 """A data set from wherever it lives -> rows of `image` (undecoded), `captions` (list of strings), `group`."""
 
 import difflib
+import json
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,6 +52,21 @@ def _missing(what: str, dataset: str, path: Path) -> ValueError:
     return ValueError(f"no such {what}: {dataset}; {_nearest(path.name, beside)}")
 
 
+def _check_metadata(folder: Path) -> None:
+    """Rows of a `metadata.jsonl` that cannot be read or name no file: the library would leave them out in silence."""
+    for path in sorted(folder.rglob("metadata.jsonl")):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            try:
+                row = json.loads(line) if line.strip() else None
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
+            if isinstance(row, dict) and isinstance(row.get("file_name"), str):
+                if not (path.parent / row["file_name"]).is_file():
+                    raise ValueError(f"{path}, line {number}: no such file {row['file_name']!r}")
+            elif row is not None and not (isinstance(row, dict) and "file_names" in row):
+                raise ValueError(f"{path}, line {number}: no file_name")
+
+
 def _load(dataset: str, split: str, revision: str | None, options: dict[str, Any], streaming: bool) -> Any:
     if dataset == "emoji":
         corpus = load_emoji_corpus(**options)
@@ -63,6 +79,7 @@ def _load(dataset: str, split: str, revision: str | None, options: dict[str, Any
                 loaded = loaded[split] if isinstance(loaded, datasets.DatasetDict) else loaded
                 return loaded.to_iterable_dataset()
         else:
+            _check_metadata(path)
             loaded = datasets.load_dataset("imagefolder", data_dir=str(path), streaming=streaming, **options)
     elif path.suffix in _FILES:
         if not path.is_file() and "*" not in path.name:

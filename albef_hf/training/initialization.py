@@ -6,17 +6,27 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, BertTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer, BertTokenizer, PreTrainedModel
 
 from ..configuration_albef import AlbefConfig
 from ..modeling_albef_pretraining import AlbefForPreTraining
 from ..processing_albef import AlbefProcessor
 from .arguments import ModelArguments
 
-_BERT_FIELDS = (
-    "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act hidden_dropout_prob "
-    "attention_probs_dropout_prob max_position_embeddings type_vocab_size layer_norm_eps pad_token_id"
-).split()
+_BERT_FIELDS = [
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "layer_norm_eps",
+    "pad_token_id",
+]
 
 
 def _package_folder(module: str, install: str) -> Path:
@@ -70,6 +80,14 @@ def _adopt(
     target.load_state_dict(fitting, strict=False)
 
 
+def _bert_weights(folder: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Weights of the body and of the vocabulary head; the latter is empty where the checkpoint has none."""
+    bert, report = AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True)
+    body = bert.base_model.state_dict()
+    head = {name.removeprefix("cls."): value for name, value in bert.state_dict().items() if name.startswith("cls.")}
+    return body, {} if any("cls.predictions.transform" in name for name in report["missing_keys"]) else head
+
+
 def build_albef(arguments: ModelArguments) -> tuple[AlbefForPreTraining, AlbefProcessor]:
     """The model to train, encoders started as configured, and its processor.
 
@@ -110,9 +128,11 @@ def build_albef(arguments: ModelArguments) -> tuple[AlbefForPreTraining, AlbefPr
         unused = ("pooler.", "head.", "mask_token")
         _adopt(model.albef.vision_model.backbone, vision.state_dict(), unused, str(arguments.vision_model), allow)
     if arguments.text_model is not None:
-        bert_model = AutoModel.from_pretrained(_text_folder(arguments.text_model))
+        body, head = _bert_weights(_text_folder(arguments.text_model))
         new = ("crossattention", "pooler.", "position_ids", "token_type_ids")
-        _adopt(model.albef.text_model, bert_model.state_dict(), new, arguments.text_model, allow)
+        _adopt(model.albef.text_model, body, new, arguments.text_model, allow)
+        if head:  # a sentence encoder such as MiniLM has none, and the vocabulary head starts anew
+            _adopt(model.cls, head, ("decoder.",), arguments.text_model, allow)
     model.reset_momentum()
     if arguments.gradient_checkpointing:
         model.gradient_checkpointing_enable()

