@@ -13,7 +13,7 @@ from ..modeling_albef_pretraining import AlbefForPreTraining
 from ..processing_albef import AlbefProcessor
 from .arguments import ModelArguments
 
-_BERT_FIELDS = [
+_BERT_FIELDS = (
     "vocab_size",
     "hidden_size",
     "num_hidden_layers",
@@ -26,7 +26,7 @@ _BERT_FIELDS = [
     "type_vocab_size",
     "layer_norm_eps",
     "pad_token_id",
-]
+)
 
 
 def _package_folder(module: str, install: str) -> Path:

@@ -172,8 +172,8 @@ def train(
             summed, since = 0, time.monotonic()
             if values["skipped_steps"] == steps and (steps > 1 or arguments.log_every == 1):
                 raise ValueError(
-                    f"no step of the last {steps} before step {step} had finite gradients; lower the learning rate and "
-                    "resume from the last checkpoint"
+                    f"no step of the last {steps} before step {step} had finite gradients; "
+                    "lower the learning rate and resume from the last checkpoint"
                 )
             row = {"step": step, "epoch": step / length.steps_per_epoch, **values, "learning_rate": rate, **extra}
             row |= {"samples_per_second": rows / seconds, "seconds": time.monotonic() - started}
