@@ -288,10 +288,10 @@ def launched(folder: Path, processes: int, batch_size: int) -> list[dict]:
         "report_to": "tensorboard",
     }
     config.write_text(yaml.safe_dump({**TINY, **changes, "output_dir": str(folder / "run")}))
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    # `accelerate launch` starts several processes on CPUs through MPI only; this is what it starts on GPUs.
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command += [str(ROOT / "scripts" / "pretrain.py"), str(config)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stdout + result.stderr
     assert list((folder / "run").rglob("events.out.tfevents*")), "TensorBoard wrote nothing"
@@ -303,9 +303,8 @@ def test_two_launched_processes_train_as_one(tmp_path):
     one, two = launched(tmp_path / "one", 1, 16), launched(tmp_path / "two", 2, 8)
     assert len(one) == len(two) == 3
     for a, b in zip(one, two, strict=True):
-        # Masked positions differ in number between ranks, so a mean of means is not the mean: only for that loss.
-        for name in ("loss_itc", "loss_itm"):
-            assert a[name] == pytest.approx(b[name], rel=2e-4), name
+        for name in ("loss", "loss_itc", "loss_itm", "loss_mlm", "gradient_norm", "alpha", "learning_rate"):
+            assert a[name] == pytest.approx(b[name], rel=1e-4), name
 
 
 # -- steps that must not count ----------------------------------------------------------------------------------------
