@@ -51,7 +51,7 @@ class AlbefModel(AlbefPreTrainedModel):
 
     def __init__(self, config: AlbefConfig) -> None:
         super().__init__(config)
-        self.vision_model = VisionBackbone(config.vision_config, config.vision_pooling)
+        self.vision_model = VisionBackbone(config.vision_config, config.vision_pooling)  # type: ignore[arg-type]
         width = self.vision_model.width
         if config.text_config.encoder_hidden_size is None:
             config.text_config.encoder_hidden_size = width
@@ -60,7 +60,7 @@ class AlbefModel(AlbefPreTrainedModel):
                 f"text_config.encoder_hidden_size is {config.text_config.encoder_hidden_size}, but tokens of the "
                 f"{config.vision_config.model_type!r} backbone are {width} wide"
             )
-        self.text_model = AlbefTextModel(config.text_config)
+        self.text_model = AlbefTextModel(config.text_config)  # type: ignore[arg-type]
         self.vision_projection = nn.Linear(width, config.projection_dim)
         self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim)
         self.temperature = nn.Parameter(torch.tensor(config.temperature))
@@ -129,7 +129,7 @@ class AlbefModel(AlbefPreTrainedModel):
         """
         image_embeds = self.get_image_features(pixel_values).pooler_output
         text_embeds = self.get_text_features(input_ids, attention_mask).pooler_output
-        with without_autocast(image_embeds):
+        with without_autocast(image_embeds):  # type: ignore[arg-type]
             logits_per_image = image_embeds @ text_embeds.T / self.clamped_temperature()
         return AlbefOutput(
             logits_per_image=logits_per_image,

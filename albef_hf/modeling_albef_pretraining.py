@@ -75,7 +75,7 @@ class AlbefForPreTrainingOutput(ModelOutput):
         with torch.no_grad():
             pairs = torch.arange(self.logits_per_image.shape[0], device=self.logits_per_image.device)
             return {
-                "temperature": self.temperature,
+                "temperature": self.temperature,  # type: ignore[dict-item]
                 "itc_accuracy": (self.logits_per_image.argmax(1) == pairs).float().mean(),
                 "itm_accuracy": (self.itm_logits.argmax(1) == self.itm_labels).float().mean(),
             }
@@ -92,11 +92,15 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
     # Absent from published folders by design; see `_init_weights`.
     _keys_to_ignore_on_load_missing = [r"^momentum_copy\.", r"^image_queue\.", r"^text_queue\."]
 
+    albef: AlbefModel
+    image_queue: FeatureQueue
+    text_queue: FeatureQueue
+
     def __init__(self, config: AlbefConfig) -> None:
         super().__init__(config)
         self.albef = AlbefModel(config)
         self.itm_head = nn.Linear(config.text_config.hidden_size, 2)
-        self.cls = AlbefMaskedLanguageModellingHead(config.text_config)
+        self.cls = AlbefMaskedLanguageModellingHead(config.text_config)  # type: ignore[arg-type]
         self.momentum_copy = MomentumCopy(self.online_modules())
         self.image_queue = FeatureQueue(config.queue_size, config.projection_dim, id_columns=2)
         self.text_queue = FeatureQueue(config.queue_size, config.projection_dim, id_columns=2)
@@ -138,6 +142,7 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
     def enqueue(self, output: AlbefForPreTrainingOutput) -> None:
         """Put this batch's keys, of all ranks, into the queues. After the backward pass, once per micro-batch."""
         image_keys, text_keys, ids = output.image_keys, output.text_keys, output.key_ids
+        assert image_keys is not None and text_keys is not None and ids is not None
         if not self.config.gather_negatives:  # else forward has gathered them already
             image_keys, text_keys = gather_rows(torch.cat([image_keys, text_keys], dim=1)).chunk(2, dim=1)
             ids = gather_rows(ids)
@@ -271,7 +276,7 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         loss, loss_mlm, mlm_logits = loss_itc + loss_itm, None, None
         if mlm_input_ids is not None:
             fused = text_model.fuse(masked_text_states, attention_mask, image_keys_values)
-            loss_mlm, mlm_logits = self._predict_words(fused, teacher.fused, mlm_labels, mlm_positions, alpha)
+            loss_mlm, mlm_logits = self._predict_words(fused, teacher.fused, mlm_labels, mlm_positions, alpha)  # type: ignore[arg-type]
             loss = loss + loss_mlm
 
         with without_autocast(image_embeds):
@@ -483,7 +488,7 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         if teacher_fused is not None:
             with torch.no_grad():
                 copies = self.momentum_copy
-                word_embeddings = copies.text_model.embeddings.word_embeddings.weight
+                word_embeddings = copies.text_model.embeddings.word_embeddings.weight  # type: ignore[assignment]
                 teacher_logits = copies.cls(teacher_fused.flatten(0, 1)[positions], word_embeddings)
                 teacher_logits = full_precision(teacher_logits)
         count = None

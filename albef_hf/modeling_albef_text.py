@@ -192,7 +192,7 @@ class AlbefPreTrainedModel(PreTrainedModel):
     config: AlbefConfig
     base_model_prefix = "albef"
     main_input_name = "pixel_values"
-    input_modalities = ("image", "text")
+    input_modalities = ("image", "text")  # type: ignore[assignment]
     supports_gradient_checkpointing = True
     _no_split_modules = ["AlbefTextLayer"]
     _supports_sdpa = True
@@ -234,10 +234,10 @@ class AlbefTextModel(AlbefPreTrainedModel):
     Parameter names are BERT's, so BERT weights load by name; cross-attention is new.
     """
 
-    config: AlbefTextConfig
+    config: AlbefTextConfig  # type: ignore[assignment]
     base_model_prefix = "text_model"
     main_input_name = "input_ids"
-    input_modalities = ("text",)
+    input_modalities = ("text",)  # type: ignore[assignment]
 
     def __init__(self, config: AlbefTextConfig) -> None:
         super().__init__(config)
@@ -249,7 +249,7 @@ class AlbefTextModel(AlbefPreTrainedModel):
         return self.embeddings.word_embeddings
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        self.embeddings.word_embeddings = value
+        self.embeddings.word_embeddings = value  # type: ignore[assignment]
 
     @property
     def text_layers(self) -> nn.ModuleList:
@@ -265,7 +265,7 @@ class AlbefTextModel(AlbefPreTrainedModel):
         if attention_mask is None or attention_mask.dim() != 2:
             return attention_mask
         if implementation not in ("sdpa", "eager"):
-            return create_bidirectional_mask(
+            return create_bidirectional_mask(  # type: ignore[return-value]
                 config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
             )
         visible = attention_mask.to(torch.bool)[:, None, None, :]  # (batch, 1, 1, tokens)

@@ -25,6 +25,8 @@ class MomentumCopy(nn.Module):
     Buffer: `updates` (1,): how often the copies have moved; 0 for copies that are equal to their originals.
     """
 
+    updates: torch.Tensor
+
     def __init__(self, online: Mapping[str, nn.Module]) -> None:
         super().__init__()
         # transformers initialises a module only if it holds a tensor of its own: `start` hangs on this one.
@@ -37,8 +39,9 @@ class MomentumCopy(nn.Module):
         """The copies do not train. Loading a checkpoint makes new parameters, which have to be told again."""
         self.requires_grad_(False)
 
-    def _pairs(self, online: Mapping[str, nn.Module]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        copies, originals = [], []
+    def _pairs(self, online: Mapping[str, nn.Module]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        copies: list[torch.Tensor] = []
+        originals: list[torch.Tensor] = []
         for name, module in online.items():
             copies += list(self.get_submodule(name).parameters())
             originals += list(module.parameters())
@@ -77,6 +80,10 @@ class FeatureQueue(nn.Module):
 
     Buffers: `features` (size, dim), `ids` (size, id_columns), `cursor` (1,): the next slot to write.
     """
+
+    features: torch.Tensor
+    ids: torch.Tensor
+    cursor: torch.Tensor
 
     def __init__(self, size: int, dim: int, id_columns: int = 0) -> None:
         super().__init__()

@@ -47,7 +47,7 @@ class VisionBackbone(nn.Module):
         self.pooling = pooling
         model_class = MODEL_MAPPING.get(type(config), None)
         # A pooling layer that nothing uses would be a parameter without gradient.
-        accepted = inspect.signature(model_class.__init__).parameters if model_class is not None else {}
+        accepted = inspect.signature(model_class).parameters if model_class is not None else {}  # type: ignore[arg-type]
         options = {"add_pooling_layer": pooling == "pooler"} if "add_pooling_layer" in accepted else {}
         self.backbone: PreTrainedModel = AutoModel.from_config(config, **options)
         self.interpolates = "interpolate_pos_encoding" in inspect.signature(self.backbone.forward).parameters
@@ -66,7 +66,7 @@ class VisionBackbone(nn.Module):
 
     def _width(self) -> int:
         if self.backbone.config.model_type == "timm_wrapper":
-            return self.backbone.timm_model.num_features
+            return int(self.backbone.timm_model.num_features)  # type: ignore[arg-type]
         config = self.backbone.config
         if "hidden_size" in config.to_dict():
             return config.hidden_size

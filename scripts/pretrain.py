@@ -64,9 +64,9 @@ def main() -> None:
 
     def evaluate(model: torch.nn.Module, k: int = 0):
         length = data_arguments.max_caption_tokens
-        return evaluate_retrieval(model, processor, retrieval, k=k, accelerator=accelerator, max_length=length)
+        return evaluate_retrieval(model, processor, retrieval, k=k, accelerator=accelerator, max_length=length)  # type: ignore[arg-type]
 
-    method = train(
+    method = train(  # type: ignore[assignment]
         method,
         data,
         arguments,

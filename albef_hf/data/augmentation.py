@@ -57,7 +57,7 @@ def random_crop(image: Image.Image, size: int, scale: Sequence[float], generator
     """A box of a random share of the area and a random aspect ratio in 3/4 .. 4/3, resized bicubically."""
     width, height = image.size
     for _ in range(10):
-        area = width * height * generator.uniform(*scale)
+        area = width * height * generator.uniform(scale[0], scale[1])
         ratio = np.exp(generator.uniform(np.log(3 / 4), np.log(4 / 3)))
         w, h = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
@@ -88,7 +88,7 @@ def build_augmentation(
         nearest = difflib.get_close_matches(name, AUGMENTATIONS, n=1)
         hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
         raise ValueError(f"augmentation must be one of {', '.join(AUGMENTATIONS)}, not {name!r}{hint}")
-    defaults = {
+    defaults: dict[str, Any] = {
         "scale": (0.6, 1.0) if name == "gentle" else (0.2, 1.0),
         "flip": 0.5,
         "operations": 2 if name == "albef" else 0,

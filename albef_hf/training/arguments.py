@@ -84,7 +84,7 @@ def _convert(name: str, value: Any, wanted: Any) -> Any:
     optional = "None" in str(wanted)
     if optional and value in (None, "none", "null", ""):
         return None
-    kinds = {int: int, float: (int, float), bool: bool, str: str, list: list, dict: dict}
+    kinds: dict[Any, Any] = {int: int, float: (int, float), bool: bool, str: str, list: list, dict: dict}
     base = str if optional else get_origin(wanted) or wanted
     if isinstance(value, str) and base is not str:
         try:
@@ -117,7 +117,7 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
         for f in dataclasses.fields(group):
             default = f.default if f.default is not dataclasses.MISSING else f.default_factory()
             text = f"{f.metadata['help']} (default: {default})".replace("%", "%%")
-            flag = {"nargs": "?", "const": "true"} if f.type is bool else {}
+            flag: dict[str, Any] = {"nargs": "?", "const": "true"} if f.type is bool else {}
             section.add_argument(f"--{f.name}", default=None, metavar="X", help=text, **flag)
     parsed, unknown = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
     for item in unknown:

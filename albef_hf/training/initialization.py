@@ -121,7 +121,7 @@ def build_albef(arguments: ModelArguments) -> tuple[AlbefForPreTraining, AlbefPr
         **{name: getattr(arguments, name) for name in shared.split()},
     )
     processor = AlbefProcessor.from_parts(load_tokenizer(arguments.tokenizer), arguments.image_size)
-    processor.check_text_model(config.text_config)
+    processor.check_text_model(config.text_config)  # type: ignore[arg-type]
     model = AlbefForPreTraining(config)
     allow = arguments.allow_missing_weights
     if vision is not None:

@@ -113,7 +113,10 @@ def train(
         log = RunLog(folder / "log.jsonl", step)
         chance = method.chance_losses(data.batch_size) if hasattr(method, "chance_losses") else {}
         parameters = sum(p.numel() for p in method.parameters() if p.requires_grad)
-        log.write({"kind": "run", "chance": chance, "parameters": parameters, "start": step, **vars(length)})
+        name = getattr(getattr(method, "config", None), "model_type", type(method).__name__)
+        log.write(
+            {"kind": "run", "method": name, "chance": chance, "parameters": parameters, "start": step, **vars(length)}
+        )
     rejections = RejectionLog(folder / f"rejected{accelerator.process_index or ''}.jsonl", max_rejected_fraction)
     stop = {"asked": False}
     before = signal.signal(signal.SIGTERM, lambda *_: stop.update(asked=True))
