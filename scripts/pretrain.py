@@ -49,8 +49,9 @@ def main() -> None:
     )
     if arguments.dry_run:
         if accelerator.is_main_process:
-            print(f"memory of a step: {describe_memory(method, data, arguments)}")
-            print(f"first batch: {draw_first_batch(data, processor, folder / 'first_batch.png')}")
+            batch = next(data.batches())
+            print(f"memory of a step: {describe_memory(method, batch)}")
+            print(f"first batch: {draw_first_batch(batch, processor, folder / 'first_batch.png')}")
         return
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,18 @@ def random_generator(*key: int) -> np.random.Generator:
     return np.random.default_rng(list(key))
 
 
+def shares_of(weights: Sequence[float]) -> np.ndarray:
+    """Weights in any unit -> shares that sum to 1.
+
+    Raises:
+        ValueError: weights that are not positive.
+    """
+    shares = np.asarray(weights, dtype=np.float64)
+    if not (np.isfinite(shares).all() and (shares > 0).all()):
+        raise ValueError(f"weights must be positive, not {shares.tolist()}")
+    return shares / shares.sum()
+
+
 class Corpora:
     """Map-style data sets with equal columns, one behind the other.
 
@@ -33,10 +45,7 @@ class Corpora:
             if size == 0:
                 raise ValueError(f"{name} has no rows")
         self.starts = np.cumsum([0, *self.sizes])
-        shares = np.asarray(weights if weights is not None else self.sizes, dtype=np.float64)
-        if not (np.isfinite(shares).all() and (shares > 0).all()):
-            raise ValueError(f"weights must be positive, not {list(shares)}")
-        exact = shares / shares.sum() * len(self)
+        exact = shares_of(self.sizes if weights is None else weights) * len(self)
         self.counts = np.floor(exact).astype(np.int64)
         # What rounding leaves goes to the largest remainders, so that an epoch has as many samples as there are rows.
         left_over = len(self) - int(self.counts.sum())

@@ -248,18 +248,8 @@ def build_training_data(
     fixed_length: bool = False,
 ) -> TrainingData:
     """Training batches as configured. `fixed_length` pads every text to the maximum, so that ranks agree."""
-    entries = arguments.mixture or [
-        {
-            "dataset": arguments.dataset,
-            "split": arguments.split,
-            "revision": arguments.revision,
-            "image_column": arguments.image_column,
-            "caption_column": arguments.caption_column,
-            "id_column": arguments.id_column,
-            "image_root": arguments.image_root,
-            "options": arguments.dataset_options,
-        }
-    ]
+    alone = {key: getattr(arguments, key) for key in CORPUS_KEYS if key != "options"}
+    entries = arguments.mixture or [{**alone, "options": arguments.dataset_options}]
     for entry in entries:
         check_keys(entry, (*CORPUS_KEYS, "weight"), "mixture", needed=("dataset",))
     weighted = ["weight" in entry for entry in entries]
@@ -287,8 +277,8 @@ def build_training_data(
             raise ValueError("streaming needs streaming_rows, the samples of an epoch: a stream has no length")
         samples = PretrainingSamples(None, processor, augment, arguments, seed)
         shares = weights or [1.0] * len(loaded)
-        rows, window = arguments.streaming_rows, arguments.streaming_window
-        return StreamedTrainingData(loaded, shares, rows, window, samples, *common)
+        window, rows = arguments.streaming_window, arguments.streaming_rows
+        return StreamedTrainingData(loaded, shares, window, samples, *common, rows=rows)
     samples = PretrainingSamples(Corpora(loaded, names, weights), processor, augment, arguments, seed)
     return TrainingData(samples, *common)
 

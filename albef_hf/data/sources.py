@@ -1,6 +1,7 @@
 """A data set from wherever it lives -> rows of `image` (undecoded), `captions` (list of strings), `group`."""
 
 import difflib
+import inspect
 import json
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,16 +18,6 @@ from .emoji import load_emoji_corpus
 
 _FILES = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".tar": "webdataset"}
 
-CORPUS_KEYS = (
-    "dataset",
-    "split",
-    "revision",
-    "image_column",
-    "caption_column",
-    "id_column",
-    "image_root",
-    "options",
-)
 _UNREADABLE = (DatasetGenerationError, pyarrow.ArrowException, tarfile.TarError, EOFError, UnicodeDecodeError)
 
 
@@ -190,3 +181,7 @@ def load_corpus(
     if id_column is None:
         corpus = corpus.add_column("group", [f"{dataset}:{row}" for row in range(len(corpus))])
     return corpus
+
+
+# What describes a data set, in a mixture too.
+CORPUS_KEYS = tuple(name for name in inspect.signature(load_corpus).parameters if name != "streaming")

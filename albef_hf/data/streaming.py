@@ -5,10 +5,8 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
-from .corpora import random_generator
-from .loading import PretrainingCollator, PretrainingSamples, SampleKey, TrainingData
+from .corpora import random_generator, shares_of
+from .loading import SampleKey, TrainingData
 from .sources import CorpusStream
 
 
@@ -20,29 +18,17 @@ class StreamedTrainingData(TrainingData):
 
     Args:
         streams: data sets as `load_corpus(..., streaming=True)` returns them; weights: the share of each.
-        rows: samples of an epoch, of all ranks; a stream does not know its length.
         window: rows that are shuffled together on a rank.
+        *arguments, **options: of `TrainingData`; `rows` is needed, for a stream does not know its length.
     """
 
     def __init__(
-        self,
-        streams: Sequence[CorpusStream],
-        weights: Sequence[float],
-        rows: int,
-        window: int,
-        samples: PretrainingSamples,
-        collate: PretrainingCollator,
-        batch_size: int,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-        workers: int = 0,
+        self, streams: Sequence[CorpusStream], weights: Sequence[float], window: int, *arguments: Any, **options: Any
     ) -> None:
-        super().__init__(samples, collate, batch_size, seed, rank, world_size, workers, rows=rows)
+        super().__init__(*arguments, **options)
         self.streams = list(streams)
-        shares = np.asarray(weights, dtype=np.float64)
-        self.shares = shares / shares.sum()
-        self.batches_per_window = max(1, window // batch_size)
+        self.shares = shares_of(weights)
+        self.batches_per_window = max(1, window // self.batch_size)
 
     def _endless(self, part: int, epoch: int) -> Iterator[dict[str, Any]]:
         """Rows of one stream, from its first again where it ends."""

@@ -7,9 +7,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from ..data.loading import TrainingData
 from ..processing_albef import AlbefProcessor
-from .arguments import TrainingArguments
 
 SHOWN = 16
 
@@ -32,23 +30,20 @@ def activation_bytes(method: nn.Module, batch: dict[str, Any]) -> int:
     return total
 
 
-def describe_memory(method: nn.Module, data: TrainingData, arguments: TrainingArguments) -> str:
+def describe_memory(method: nn.Module, batch: dict[str, Any]) -> str:
     """An estimate for one device: weights, copies and queues, gradients and AdamW's moments in float32, and what the
     forward pass of the first batch keeps. One pass is run for that, on the CPU and in float32; bf16 halves most of it.
     """
-    batch = next(data.batches())
-    batch.pop("rejected")
     weights = sum(t.untyped_storage().nbytes() for t in (*method.parameters(), *method.buffers()))
     training = sum(3 * 4 * p.numel() for p in method.parameters() if p.requires_grad)
-    activations = activation_bytes(method, batch)
+    activations = activation_bytes(method, {k: v for k, v in batch.items() if k != "rejected"})
     parts = {"weights and queues": weights, "gradients and optimizer": training, "activations": activations}
     listed = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items())
-    return f"about {sum(parts.values()) / 2**30:.2f} GiB at {arguments.batch_size} pairs ({listed})"
+    return f"about {sum(parts.values()) / 2**30:.2f} GiB at {len(batch['pixel_values'])} pairs ({listed})"
 
 
-def draw_first_batch(data: TrainingData, processor: AlbefProcessor, path: Path) -> Path:
+def draw_first_batch(batch: dict[str, Any], processor: AlbefProcessor, path: Path) -> Path:
     """The first rows as the model gets them: augmented pictures, captions, and captions as masked."""
-    batch = next(data.batches())
     count = min(SHOWN, len(batch["pixel_values"]))
     columns = min(4, count)
     rows = -(-count // columns)

@@ -164,7 +164,8 @@ def train(
         bar.update()
         if step % arguments.log_every == 0 or step == length.total_steps:
             sums["stop"] += stop["asked"] * summed
-            values = {name: (accelerator.reduce(value, "mean") / summed).item() for name, value in sums.items()}
+            means = accelerator.reduce(torch.stack(list(sums.values())), "mean") / summed  # one host read for all
+            values = dict(zip(sums, means.tolist(), strict=True))
             steps = summed // arguments.accumulation
             values["gradient_norm"] *= arguments.accumulation
             values["skipped_steps"] = round(values["skipped_steps"] * summed)
