@@ -54,3 +54,28 @@ def mean_over_ranks(value: torch.Tensor) -> torch.Tensor:
     value = value.clone()
     dist.all_reduce(value)
     return value / world_size()
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """Every rank's loss depends on every rank's input, so the gradient is summed as the value is."""
+
+    @staticmethod
+    def forward(context, value: torch.Tensor) -> torch.Tensor:
+        value = value.clone()
+        dist.all_reduce(value)
+        return value
+
+    @staticmethod
+    def backward(context, gradient: torch.Tensor) -> torch.Tensor:
+        gradient = gradient.clone()
+        dist.all_reduce(gradient)
+        return gradient
+
+
+def sum_over_ranks(value: torch.Tensor) -> torch.Tensor:
+    """The sum of a tensor over ranks; gradients flow through it.
+
+    A plain `all_reduce` is invisible to autograd: with gradients averaged by data-parallel training, what goes through
+    it would arrive divided by the number of ranks.
+    """
+    return value if world_size() == 1 else _SumOverRanks.apply(value)

@@ -128,8 +128,11 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         }
 
     @torch.no_grad()
-    def update_momentum(self) -> None:
-        """Move the momentum copies, and bring the temperature back inside its bounds. Once per optimizer step."""
+    def update_momentum(self, step: int = 0, total_steps: int = 1) -> None:
+        """Move the momentum copies, and bring the temperature back inside its bounds. Once per optimizer step.
+
+        The momentum is constant; step and total_steps are for methods with a schedule.
+        """
         self.momentum_copy.update(self.online_modules(), self.config.momentum)
         self.albef.temperature.clamp_(self.config.temperature_minimum, self.config.temperature_maximum)
 

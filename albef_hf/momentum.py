@@ -39,7 +39,7 @@ class MomentumCopy(nn.Module):
         """The copies do not train. Loading a checkpoint makes new parameters, which have to be told again."""
         self.requires_grad_(False)
 
-    def _pairs(self, online: Mapping[str, nn.Module]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    def pairs(self, online: Mapping[str, nn.Module]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         copies: list[torch.Tensor] = []
         originals: list[torch.Tensor] = []
         for name, module in online.items():
@@ -50,7 +50,7 @@ class MomentumCopy(nn.Module):
     @torch.no_grad()
     def update(self, online: Mapping[str, nn.Module], momentum: float) -> None:
         """copy = momentum * copy + (1 - momentum) * online, for all parameters in one call."""
-        copies, originals = self._pairs(online)
+        copies, originals = self.pairs(online)
         torch._foreach_lerp_(copies, originals, 1.0 - momentum)
         self.updates.add_(1)
 
@@ -64,7 +64,7 @@ class MomentumCopy(nn.Module):
     @torch.no_grad()
     def start(self, online: Mapping[str, nn.Module]) -> None:
         """As `reset` for parameters, but whatever was loaded from a checkpoint stays. For use in `_init_weights`."""
-        copies, originals = self._pairs(online)
+        copies, originals = self.pairs(online)
         for copied, original in zip(copies, originals, strict=True):
             init.copy_(copied, original)
         init.zeros_(self.updates)

@@ -1,4 +1,11 @@
-"""Image-only self-supervised methods on ALBEF's vision backbone, momentum copies, queue, loop and data.
+"""Image-only self-supervised methods on ALBEF's vision backbone, momentum copies, queue, loop and data."""
 
-None is implemented yet; MoCo v1, v2 and v3, BYOL and Barlow Twins come here, each in a file of its own.
-"""
+from .barlow_twins import BarlowTwins
+from .byol import Byol
+from .method import ImageMethod, MethodOutput
+from .moco import MoCoV1, MoCoV2
+from .moco_v3 import MoCoV3
+
+METHODS: dict[str, type[ImageMethod]] = {method.name: method for method in (MoCoV1, MoCoV2, MoCoV3, Byol, BarlowTwins)}
+
+__all__ = ["METHODS", "BarlowTwins", "Byol", "ImageMethod", "MethodOutput", "MoCoV1", "MoCoV2", "MoCoV3"]

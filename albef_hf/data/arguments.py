@@ -9,7 +9,7 @@ class DataArguments:
     dataset: str = field(
         default="emoji",
         metadata={
-            "help": "`emoji` (built in), a Hub id, an image folder, a saved Arrow folder, or Parquet, tar or JSON"
+            "help": "`emoji`, `digits`, `fashion_mnist` (built in), a Hub id, an image folder, a saved Arrow folder, or Parquet, tar or JSON"
         },
     )
     dataset_options: dict[str, Any] = field(
@@ -32,10 +32,16 @@ class DataArguments:
     id_column: str | None = field(
         default=None, metadata={"help": "column that says which pictures show the same thing; the row where left out"}
     )
+    label_column: str | None = field(
+        default=None, metadata={"help": "column with classes: image-only methods are evaluated with it, never trained"}
+    )
     image_root: str | None = field(default=None, metadata={"help": "folder that relative picture paths start from"})
-    augmentation: str = field(default="albef", metadata={"help": "albef (published), crop, gentle or none"})
+    augmentation: str = field(default="albef", metadata={"help": "albef (published), crop, gentle or none; for image-only methods the name of a method"})
     augmentation_options: dict[str, Any] = field(
-        default_factory=dict, metadata={"help": "scale, flip, operations, magnitude"}
+        default_factory=dict, metadata={"help": "scale, flip, operations, magnitude; for image-only methods fields of ViewRecipe"}
+    )
+    augmentation_device: str = field(
+        default="tensors", metadata={"help": "image-only: colours by tensors (on the device) or by pillow"}
     )
     max_caption_tokens: int = field(default=25, metadata={"help": "tokens of a caption, [CLS] included"})
     mlm_probability: float = field(default=0.15, metadata={"help": "share of tokens that are masked"})
@@ -44,7 +50,7 @@ class DataArguments:
     )
     max_image_pixels: int = field(default=89_478_485, metadata={"help": "larger pictures are rejected undecoded"})
     workers: int = field(default=0, metadata={"help": "processes that decode and augment; 0: the training process"})
-    evaluation_dataset: str | None = field(default=None, metadata={"help": "as dataset, for retrieval"})
+    evaluation_dataset: str | None = field(default=None, metadata={"help": "as dataset, for retrieval or for probes"})
     evaluation_dataset_options: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "arguments of its loader"}
     )

@@ -53,10 +53,20 @@ def random_operation(image: Image.Image, generator: np.random.Generator, magnitu
     return image.rotate(sign * angle, Image.Resampling.BILINEAR, fillcolor=FILL)
 
 
-def random_crop(image: Image.Image, size: int, scale: Sequence[float], generator: np.random.Generator) -> Image.Image:
-    """A box of a random share of the area and a random aspect ratio in 3/4 .. 4/3, resized bicubically."""
+def random_crop(
+    image: Image.Image,
+    size: int,
+    scale: Sequence[float],
+    generator: np.random.Generator,
+    attempts: int = 10,
+    interpolation: str = "bicubic",
+) -> Image.Image:
+    """A box of a random share of the area and a random aspect ratio in 3/4 .. 4/3, resized.
+
+    After so many `attempts` that do not fit, the largest box of such an aspect ratio in the middle.
+    """
     width, height = image.size
-    for _ in range(10):
+    for _ in range(attempts):
         area = width * height * generator.uniform(scale[0], scale[1])
         ratio = np.exp(generator.uniform(np.log(3 / 4), np.log(4 / 3)))
         w, h = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
@@ -67,7 +77,7 @@ def random_crop(image: Image.Image, size: int, scale: Sequence[float], generator
         w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
         left, top = (width - w) // 2, (height - h) // 2
     box = (left, top, left + w, top + h)
-    return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+    return image.resize((size, size), Image.Resampling[interpolation.upper()], box=box)
 
 
 def build_augmentation(

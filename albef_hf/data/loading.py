@@ -6,7 +6,7 @@ number, and neither ranks nor workers change anything.
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,27 +54,23 @@ class SampleKey:
     sample: dict[str, Any] | None = None
 
 
-class PretrainingSamples(Dataset):
+class Samples(Dataset):
     """Sample keys -> samples. A row that cannot be used is replaced by another that its own generator draws: any row
-    of the corpus, or any row of the batch where there is no corpus but a stream."""
+    of the corpus, or any row of the batch where there is no corpus but a stream.
 
-    def __init__(
-        self,
-        corpus: Corpora | None,
-        processor: AlbefProcessor,
-        augment: Augmentation,
-        arguments: DataArguments,
-        seed: int,
-    ) -> None:
-        self.corpus, self.processor, self.augment = corpus, processor, augment
-        self.arguments, self.seed = arguments, seed
+    Subclasses say in `prepare` what becomes of a row.
+    """
 
-    def _caption(self, value: Any, generator: np.random.Generator) -> str:
-        captions = [value] if isinstance(value, str) or value is None else value
-        usable = [caption for caption in captions if caption and self.processor.clean_caption(caption)]
-        if not usable:
-            raise BadImage("no caption with words in it")
-        return usable[int(generator.integers(len(usable)))]
+    def __init__(self, corpus: Corpora | None, arguments: DataArguments, seed: int) -> None:
+        self.corpus, self.arguments, self.seed = corpus, arguments, seed
+
+    def prepare(self, row: dict[str, Any], generator: np.random.Generator) -> dict[str, Any]:
+        """A row as a sample. Every random choice comes from the generator.
+
+        Raises:
+            BadImage: the row cannot be used; says why.
+        """
+        raise NotImplementedError
 
     def _row(self, key: SampleKey) -> tuple[dict[str, Any], str, int]:
         """A row, the name of its data set, and its number there."""
@@ -90,23 +86,13 @@ class PretrainingSamples(Dataset):
         for _ in range(ATTEMPTS):
             row, source, number = self._row(candidate)
             try:
-                caption = self._caption(row["captions"], generator)
-                pixels = self.augment(decode_image(row["image"], self.arguments.max_image_pixels), generator)
+                return {**self.prepare(row, generator), "rejected": rejected}
             except BadImage as problem:
                 rejected.append({"row": number, "source": source, "reason": problem.reason})
-                if self.corpus is None:
-                    candidate = batch[int(generator.integers(len(batch)))]
-                else:
-                    candidate = SampleKey(int(generator.integers(len(self.corpus))), key.epoch, key.position)
-                continue
-            return {
-                "pixel_values": pixels,
-                "caption": caption,
-                "group": row["group"],
-                "draws": generator.random(2),
-                "generator": generator,
-                "rejected": rejected,
-            }
+            if self.corpus is None:
+                candidate = batch[int(generator.integers(len(batch)))]
+            else:
+                candidate = SampleKey(int(generator.integers(len(self.corpus))), key.epoch, key.position)
         raise ValueError(f"{ATTEMPTS} rows in a row cannot be used, the last: {rejected[-1]}")
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
@@ -119,8 +105,52 @@ class PretrainingSamples(Dataset):
         return 0 if self.corpus is None else len(self.corpus)
 
 
-class PretrainingCollator:
-    """Samples -> the batch `AlbefForPreTraining.forward` takes, and `rejected`, which the loop takes out first."""
+class PretrainingSamples(Samples):
+    """Pictures and captions for ALBEF."""
+
+    def __init__(
+        self,
+        corpus: Corpora | None,
+        processor: AlbefProcessor,
+        augment: Augmentation,
+        arguments: DataArguments,
+        seed: int,
+    ) -> None:
+        super().__init__(corpus, arguments, seed)
+        self.processor, self.augment = processor, augment
+
+    def _caption(self, value: Any, generator: np.random.Generator) -> str:
+        captions = [value] if isinstance(value, str) or value is None else value
+        usable = [caption for caption in captions if caption and self.processor.clean_caption(caption)]
+        if not usable:
+            raise BadImage("no caption with words in it")
+        return usable[int(generator.integers(len(usable)))]
+
+    def prepare(self, row: dict[str, Any], generator: np.random.Generator) -> dict[str, Any]:
+        caption = self._caption(row["captions"], generator)
+        pixels = self.augment(decode_image(row["image"], self.arguments.max_image_pixels), generator)
+        return {
+            "pixel_values": pixels,
+            "caption": caption,
+            "group": row["group"],
+            "draws": generator.random(2),
+            "generator": generator,
+        }
+
+
+class Collator:
+    """Samples -> a batch: the arguments of a method's `forward`, and `rejected`, which the loop takes out first."""
+
+    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def to_device(self, batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+        """A batch where the method wants it."""
+        return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+
+
+class PretrainingCollator(Collator):
+    """Samples -> the batch `AlbefForPreTraining.forward` takes."""
 
     def __init__(self, processor: AlbefProcessor, arguments: DataArguments, fixed_length: bool) -> None:
         self.processor, self.arguments = processor, arguments
@@ -171,8 +201,8 @@ class TrainingData:
 
     def __init__(
         self,
-        samples: PretrainingSamples,
-        collate: PretrainingCollator,
+        samples: Samples,
+        collate: Collator,
         batch_size: int,
         seed: int,
         rank: int = 0,
@@ -200,6 +230,10 @@ class TrainingData:
             first = (step * self.world_size + self.rank) * self.batch_size
             yield [SampleKey(int(order[p]), epoch, p) for p in range(first, first + self.batch_size)]
             index += 1
+
+    def to_device(self, batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+        """A batch, without `rejected`, as the arguments of `forward`."""
+        return self.collate.to_device(batch, device)
 
     def batches(self, start: int = 0) -> Iterator[dict[str, Any]]:
         """Batch `start` and all that follow."""
@@ -247,7 +281,36 @@ def build_training_data(
     world_size: int = 1,
     fixed_length: bool = False,
 ) -> TrainingData:
-    """Training batches as configured. `fixed_length` pads every text to the maximum, so that ranks agree."""
+    """ALBEF's training batches as configured. `fixed_length` pads every text to the maximum, so that ranks agree."""
+    augment = build_augmentation(
+        arguments.augmentation,
+        processor.image_size,
+        processor.image_mean,
+        processor.image_std,
+        **arguments.augmentation_options,
+    )
+    return assemble(
+        arguments,
+        lambda corpus: PretrainingSamples(corpus, processor, augment, arguments, seed),
+        PretrainingCollator(processor, arguments, fixed_length),
+        (batch_size, seed, rank, world_size),
+    )
+
+
+def assemble(
+    arguments: DataArguments,
+    samples: Callable[[Corpora | None], Samples],
+    collate: Collator,
+    place: tuple[int, int, int, int],
+    captions: bool = True,
+) -> TrainingData:
+    """Training batches from the configured data sets.
+
+    Args:
+        samples: makes the samples of a corpus; given None, those of a stream.
+        place: batch size of a rank, seed, rank, ranks.
+        captions: whether rows need captions.
+    """
     alone = {key: getattr(arguments, key) for key in CORPUS_KEYS if key != "options"}
     entries = arguments.mixture or [{**alone, "options": arguments.dataset_options}]
     for entry in entries:
@@ -257,30 +320,22 @@ def build_training_data(
         raise ValueError("mixture: give every data set a weight, or none")
     weights = [float(entry["weight"]) for entry in entries] if all(weighted) else None
     names = [entry["dataset"] for entry in entries]
+    without = {} if captions else {"caption_column": None}
     loaded = [
-        load_corpus(**{k: v for k, v in entry.items() if k != "weight"}, streaming=arguments.streaming)
+        load_corpus(**({k: v for k, v in entry.items() if k != "weight"} | without), streaming=arguments.streaming)
         for entry in entries
     ]
-    augment = build_augmentation(
-        arguments.augmentation,
-        processor.image_size,
-        processor.image_mean,
-        processor.image_std,
-        **arguments.augmentation_options,
-    )
-    collate = PretrainingCollator(processor, arguments, fixed_length)
-    common = (collate, batch_size, seed, rank, world_size, arguments.workers)
     if arguments.streaming:
         from .streaming import StreamedTrainingData
 
         if arguments.streaming_rows <= 0:
             raise ValueError("streaming needs streaming_rows, the samples of an epoch: a stream has no length")
-        samples = PretrainingSamples(None, processor, augment, arguments, seed)
         shares = weights or [1.0] * len(loaded)
         window, rows = arguments.streaming_window, arguments.streaming_rows
-        return StreamedTrainingData(loaded, shares, window, samples, *common, rows=rows)
-    samples = PretrainingSamples(Corpora(loaded, names, weights), processor, augment, arguments, seed)
-    return TrainingData(samples, *common)
+        return StreamedTrainingData(
+            loaded, shares, window, samples(None), collate, *place, workers=arguments.workers, rows=rows
+        )
+    return TrainingData(samples(Corpora(loaded, names, weights)), collate, *place, workers=arguments.workers)
 
 
 def build_retrieval_data(arguments: DataArguments) -> RetrievalData | None:

@@ -15,8 +15,11 @@ from datasets.distributed import split_dataset_by_node
 from datasets.exceptions import DatasetGenerationError
 
 from .emoji import load_emoji_corpus
+from .small_images import load_digits, load_fashion_mnist
 
 _FILES = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".tar": "webdataset"}
+
+BUILT_IN = {"emoji": load_emoji_corpus, "digits": load_digits, "fashion_mnist": load_fashion_mnist}
 
 _UNREADABLE = (DatasetGenerationError, pyarrow.ArrowException, tarfile.TarError, EOFError, UnicodeDecodeError)
 
@@ -59,8 +62,10 @@ def _check_metadata(folder: Path) -> None:
 
 
 def _load(dataset: str, split: str, revision: str | None, options: dict[str, Any], streaming: bool) -> Any:
-    if dataset == "emoji":
-        corpus = load_emoji_corpus(**options)
+    if dataset in BUILT_IN:
+        corpus = BUILT_IN[dataset](**options)
+        if isinstance(corpus, datasets.DatasetDict):
+            corpus = corpus[split]
         return corpus.to_iterable_dataset() if streaming else corpus
     path = Path(dataset).expanduser()
     if path.is_dir():
@@ -137,8 +142,9 @@ def load_corpus(
     split: str = "train",
     revision: str | None = None,
     image_column: str = "image",
-    caption_column: str = "captions",
+    caption_column: str | None = "captions",
     id_column: str | None = None,
+    label_column: str | None = None,
     image_root: str | None = None,
     options: dict[str, Any] | None = None,
     streaming: bool = False,
@@ -146,13 +152,14 @@ def load_corpus(
     """Load a data set and check its columns. Pictures stay undecoded.
 
     Args:
-        dataset: `emoji`, a Hub id, a folder of pictures with metadata, a saved Arrow folder, or a Parquet, JSON or tar
+        dataset: `emoji`, `digits` or `fashion_mnist`, a Hub id, a folder of pictures with metadata, a saved Arrow folder, or a Parquet, JSON or tar
             file (or pattern). The publication's JSON lists have `image_column="image"`, `caption_column="caption"`.
-
+        caption_column: None where captions are not wanted.
+        label_column: classes, for evaluation only.
         image_root: folder that relative picture paths start from; that of the list where left out.
 
-    Returns: a data set with columns `image`, `captions` (a string or a list of strings), `group`; with `streaming` a
-        `CorpusStream` of such rows.
+    Returns: a data set with columns `image`, `captions` (a string or a list of strings), `group`, and `label` where
+        asked for; with `streaming` a `CorpusStream` of such rows.
 
     Raises:
         ValueError: a path, split or column that is not there (names it and the nearest one that is), or a file that
@@ -163,7 +170,11 @@ def load_corpus(
     except _UNREADABLE as error:
         raise _unreadable(dataset, error) from error
     root = Path(image_root) if image_root is not None else Path(dataset).expanduser().parent
-    wanted = {image_column: "image", caption_column: "captions"}
+    wanted = {image_column: "image"}
+    if caption_column is not None:
+        wanted[caption_column] = "captions"
+    if label_column is not None:
+        wanted[label_column] = "label"
     if dataset == "emoji":
         id_column = id_column or "group"
     if id_column is not None:
@@ -184,4 +195,4 @@ def load_corpus(
 
 
 # What describes a data set, in a mixture too.
-CORPUS_KEYS = tuple(name for name in inspect.signature(load_corpus).parameters if name != "streaming")
+CORPUS_KEYS = tuple(name for name in inspect.signature(load_corpus).parameters if name not in ("streaming", "label_column"))

@@ -16,7 +16,10 @@ from ..data.arguments import DataArguments
 
 @dataclass
 class ModelArguments:
-    method: str = field(default="albef", metadata={"help": "what to pre-train"})
+    method: str = field(default="albef", metadata={"help": "albef, moco_v1, moco_v2, moco_v3, byol or barlow_twins"})
+    method_options: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "arguments of an image-only method, e.g. {queue_size: 4096}"}
+    )
     model_path: str | None = field(default=None, metadata={"help": "folder or Hub id of a model to start from"})
     vision_model: str | None = field(default=None, metadata={"help": "image encoder to start from: folder or Hub id"})
     vision_config: dict[str, Any] = field(
@@ -52,11 +55,23 @@ class TrainingArguments:
     batch_size: int = field(default=64, metadata={"help": "pairs per device and micro-batch"})
     accumulation: int = field(default=1, metadata={"help": "micro-batches per optimizer step"})
     learning_rate: float = field(default=1e-4, metadata={"help": "highest learning rate"})
+    learning_rate_per: int = field(
+        default=0, metadata={"help": "the rates are for so many samples a step and scale with it; 0: as they are"}
+    )
     minimum_learning_rate: float = field(default=1e-5, metadata={"help": "lowest learning rate"})
     warmup_learning_rate: float = field(default=1e-5, metadata={"help": "learning rate at the first step"})
     warmup_steps: int = field(default=2000, metadata={"help": "steps of linear warm-up"})
+    warmup_epochs: float = field(default=0.0, metadata={"help": "in place of warmup_steps"})
     warmup_every: int = field(default=100, metadata={"help": "the warm-up moves once in so many steps"})
-    schedule: str = field(default="cosine_per_epoch", metadata={"help": "cosine_per_epoch or cosine_per_step"})
+    schedule: str = field(default="cosine_per_epoch", metadata={"help": "cosine_per_epoch, cosine_per_step or steps"})
+    milestones: list[float] = field(
+        default_factory=list, metadata={"help": "epochs after which the rate falls to a tenth (schedule: steps)"}
+    )
+    optimizer: str = field(default="adamw", metadata={"help": "adamw, sgd or lars, the last two with momentum 0.9"})
+    bias_learning_rate: float = field(
+        default=0.0, metadata={"help": "highest learning rate of vectors (biases, norms); 0: as the others"}
+    )
+    decay_vectors: bool = field(default=False, metadata={"help": "decay biases and norms too"})
     weight_decay: float = field(default=0.02, metadata={"help": "of matrices and the temperature, as published"})
     max_gradient_norm: float = field(default=0.0, metadata={"help": "0: no clipping, as published"})
     mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16"})

@@ -1,5 +1,6 @@
 """The training loop. It knows of a method only that `forward(**batch)` returns an output with `loss`, and these calls
-outside `forward`, where the method has them: `enqueue` after each backward pass, `update_momentum` after each step."""
+outside `forward`, where the method has them: `enqueue` after each backward pass, `update_momentum` after each step,
+`warnings` before the first, `health` and `alarm` with each row of the log."""
 
 import json
 import math
@@ -20,7 +21,7 @@ from tqdm import tqdm
 from ..data.loading import RejectionLog, TrainingData
 from .arguments import TrainingArguments
 from .checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
-from .optimization import build_optimizer, learning_rate
+from .optimization import build_optimizer, learning_rate, scaled_rates
 
 
 def build_accelerator(arguments: TrainingArguments) -> Accelerator:
@@ -96,6 +97,8 @@ def train(
     """
     folder = Path(arguments.output_dir)
     length = run_length(arguments, data)
+    samples_per_step = data.batch_size * accelerator.num_processes * arguments.accumulation
+    arguments = scaled_rates(arguments, samples_per_step, length.steps_per_epoch)
     optimizer = build_optimizer(method, arguments)
     method.to(accelerator.device)
     step = 0
@@ -113,10 +116,18 @@ def train(
         log = RunLog(folder / "log.jsonl", step)
         chance = method.chance_losses(data.batch_size) if hasattr(method, "chance_losses") else {}
         parameters = sum(p.numel() for p in method.parameters() if p.requires_grad)
-        name = getattr(getattr(method, "config", None), "model_type", type(method).__name__)
-        log.write(
-            {"kind": "run", "method": name, "chance": chance, "parameters": parameters, "start": step, **vars(length)}
-        )
+        name = getattr(getattr(method, "config", None), "model_type", getattr(method, "name", type(method).__name__))
+        levels = method.levels(data.batch_size) if hasattr(method, "levels") else {}
+        row = {"method": name, "chance": chance, "levels": levels, "parameters": parameters, "start": step}
+        log.write({"kind": "run", **row, **vars(length)})
+        if hasattr(method, "warnings"):
+            kind = arguments.optimizer
+            found_wrong = method.warnings(
+                rows=data.rows, batch_size=data.batch_size, total_steps=length.total_steps, optimizer=kind
+            )
+            for text in found_wrong:
+                accelerator.print(f"warning: {text}")
+                log.write({"kind": "warning", "step": step, "text": text})
     rejections = RejectionLog(folder / f"rejected{accelerator.process_index or ''}.jsonl", max_rejected_fraction)
     stop = {"asked": False}
     before = signal.signal(signal.SIGTERM, lambda *_: stop.update(asked=True))
@@ -129,7 +140,7 @@ def train(
     while step < length.total_steps and not agreed:
         rate = learning_rate(arguments, step, length.steps_per_epoch, length.total_steps)
         for group in prepared.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["rate_factor"]
         extra = {}
         if hasattr(method, "step_arguments"):
             extra = method.step_arguments(step, length.steps_per_epoch, length.total_steps)
@@ -137,7 +148,7 @@ def train(
             index = step * arguments.accumulation + micro
             batch = next(batches)
             rejections.add(batch.pop("rejected"), data.batch_size)
-            batch = {k: v.to(accelerator.device, non_blocking=True) for k, v in batch.items()}
+            batch = data.to_device(batch, accelerator.device)
             torch.manual_seed(((arguments.seed * 1_000_003 + index) * 1024 + accelerator.process_index) % 2**63)
             last = micro == arguments.accumulation - 1
             with accelerator.no_sync(model) if not last else accelerator.autocast():
@@ -159,11 +170,13 @@ def train(
         prepared.step()
         prepared.zero_grad()
         if hasattr(method, "update_momentum"):
-            method.update_momentum()
+            method.update_momentum(step, length.total_steps)
         step += 1
         bar.update()
         if step % arguments.log_every == 0 or step == length.total_steps:
             sums["stop"] += stop["asked"] * summed
+            if hasattr(method, "health"):
+                sums |= {name: value.float() * summed for name, value in method.health(output).items()}
             means = accelerator.reduce(torch.stack(list(sums.values())), "mean") / summed  # one host read for all
             values = dict(zip(sums, means.tolist(), strict=True))
             steps = summed // arguments.accumulation
@@ -180,11 +193,17 @@ def train(
                     "lower the learning rate and resume from the last checkpoint"
                 )
             row = {"step": step, "epoch": step / length.steps_per_epoch, **values, "learning_rate": rate, **extra}
+            if hasattr(method, "momentum_at"):
+                row["momentum"] = method.momentum_at(step - 1, length.total_steps)
             row |= {"samples_per_second": rows / seconds, "seconds": time.monotonic() - started}
             bar.set_postfix(loss=f"{values['loss']:.3f}")
             accelerator.log(values, step=step)
             if main:
                 log.write({"kind": "train", **row})
+                text = method.alarm(values) if hasattr(method, "alarm") else None
+                if text is not None:
+                    bar.write(f"warning, step {step}: {text}")
+                    log.write({"kind": "warning", "step": step, "text": text})
         if evaluate is not None and arguments.evaluate_every and step % arguments.evaluate_every == 0:
             metrics = evaluate(method)
             if main:

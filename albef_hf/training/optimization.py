@@ -1,18 +1,36 @@
-"""AdamW groups and the published learning rate, a pure function of the step."""
+"""Optimizers and learning rates, the latter a pure function of the step."""
 
+import dataclasses
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 
 from .arguments import TrainingArguments
 
+SCHEDULES = ("cosine_per_epoch", "cosine_per_step", "steps")
+
+
+def scaled_rates(arguments: TrainingArguments, samples_per_step: int, steps_per_epoch: int) -> TrainingArguments:
+    """Learning rates for the samples of a step of all ranks (the linear rule), and the warm-up in steps."""
+    changes: dict[str, Any] = {}
+    if arguments.learning_rate_per:
+        factor = samples_per_step / arguments.learning_rate_per
+        names = ("learning_rate", "minimum_learning_rate", "warmup_learning_rate", "bias_learning_rate")
+        changes |= {name: getattr(arguments, name) * factor for name in names}
+    if arguments.warmup_epochs:
+        changes["warmup_steps"] = round(arguments.warmup_epochs * steps_per_epoch)
+    return dataclasses.replace(arguments, **changes)
+
 
 def learning_rate(arguments: TrainingArguments, step: int, steps_per_epoch: int, total_steps: int) -> float:
     """The learning rate of optimizer step `step`, counted from 0.
 
-    Published: linear warm-up in plateaus of 100 steps within the first epoch, then a cosine from the highest to the
-    lowest rate over the epochs, constant within each. `cosine_per_step` falls smoothly after the warm-up.
+    Published for ALBEF: linear warm-up in plateaus of 100 steps within the first epoch, then a cosine from the highest
+    to the lowest rate over the epochs, constant within each. `cosine_per_step` falls smoothly after the warm-up.
+    `steps` falls to a tenth after each milestone (MoCo v1).
     """
     low, high = arguments.minimum_learning_rate, arguments.learning_rate
     if step < arguments.warmup_steps:
@@ -23,17 +41,89 @@ def learning_rate(arguments: TrainingArguments, step: int, steps_per_epoch: int,
         progress = (step // steps_per_epoch) / max(1, math.ceil(total_steps / steps_per_epoch))
     elif arguments.schedule == "cosine_per_step":
         progress = (step - arguments.warmup_steps) / max(1, total_steps - arguments.warmup_steps)
+    elif arguments.schedule == "steps":
+        return high * 0.1 ** sum(step // steps_per_epoch >= milestone for milestone in arguments.milestones)
     else:
-        raise ValueError(f"schedule must be cosine_per_epoch or cosine_per_step, not {arguments.schedule!r}")
+        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {arguments.schedule!r}")
     return low + 0.5 * (high - low) * (1 + math.cos(math.pi * progress))
 
 
-def build_optimizer(model: nn.Module, arguments: TrainingArguments) -> torch.optim.AdamW:
-    """AdamW without decay of vectors (biases and norms). As published, the 0-d temperature, position tables, the class
-    token and embeddings are decayed."""
+class Lars(torch.optim.Optimizer):
+    """Layer-wise adaptive rates, in the form of MoCo v3's and Barlow Twins' publications.
+
+    For a matrix p with gradient g:  d = g + decay * p,  d is multiplied with  trust * |p| / |d|  (1 where a norm is 0);
+    for a vector d = g. Then  m = momentum * m + d  and  p = p - rate * m.
+
+    Args:
+        params: parameters or groups; a group may have `adapt` (bool): whether its parameters are adapted and decayed.
+        lr: rate. weight_decay: decay. momentum, trust: as above.
+
+    `found_inf`, set from outside, a 0-d tensor: 1 leaves everything as it is, without asking the device.
+    """
+
+    found_inf: torch.Tensor | None = None
+
+    def __init__(
+        self, params: Any, lr: float, weight_decay: float = 0.0, momentum: float = 0.9, trust: float = 0.001
+    ) -> None:
+        defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "trust": trust, "adapt": True}
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if not parameters:
+                continue
+            gradients = [p.grad for p in parameters]
+            for parameter in parameters:
+                if "momentum" not in self.state[parameter]:
+                    self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+            buffers = [self.state[parameter]["momentum"] for parameter in parameters]
+            if self.found_inf is not None:
+                skipped = self.found_inf > 0
+                gradients = [torch.where(skipped, 0.0, gradient) for gradient in gradients]
+            if group["adapt"]:
+                gradients = list(torch._foreach_add(gradients, parameters, alpha=group["weight_decay"]))
+                for index, (weight, update) in enumerate(
+                    zip(torch._foreach_norm(parameters), torch._foreach_norm(gradients), strict=True)
+                ):
+                    ratio = torch.where((weight > 0) & (update > 0), group["trust"] * weight / update, 1.0)
+                    gradients[index] = gradients[index] * ratio
+            if self.found_inf is not None:
+                moved = [group["momentum"] * b + g for b, g in zip(buffers, gradients, strict=True)]
+                for parameter, buffer, new in zip(parameters, buffers, moved, strict=True):
+                    buffer.copy_(torch.where(skipped, buffer, new))
+                    parameter.sub_(torch.where(skipped, 0.0, group["lr"] * buffer))
+            else:
+                torch._foreach_mul_(buffers, group["momentum"])
+                torch._foreach_add_(buffers, gradients)
+                torch._foreach_add_(parameters, buffers, alpha=-group["lr"])
+        return loss
+
+
+def build_optimizer(model: nn.Module, arguments: TrainingArguments) -> torch.optim.Optimizer:
+    """The optimizer with two groups: matrices, and vectors (biases and norms), the latter without decay unless
+    `decay_vectors`, and with a rate of their own where `bias_learning_rate` is set (`rate_factor` of the group).
+
+    As ALBEF publishes it, the 0-d temperature, position tables, the class token and embeddings are decayed.
+
+    Raises:
+        ValueError: an unknown optimizer.
+    """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.dim() != 1], "weight_decay": arguments.weight_decay},
-        {"params": [p for p in trainable if p.dim() == 1], "weight_decay": 0.0},
+    factor = arguments.bias_learning_rate / arguments.learning_rate if arguments.bias_learning_rate else 1.0
+    decay = arguments.weight_decay if arguments.decay_vectors else 0.0
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in trainable if p.dim() != 1], "weight_decay": arguments.weight_decay, "rate_factor": 1.0},
+        {"params": [p for p in trainable if p.dim() == 1], "weight_decay": decay, "rate_factor": factor},
     ]
-    return torch.optim.AdamW(groups, lr=arguments.learning_rate, fused=True)
+    if arguments.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=arguments.learning_rate, fused=True)
+    if arguments.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=arguments.learning_rate, momentum=0.9, fused=True)
+    if arguments.optimizer == "lars":
+        groups[1]["adapt"] = arguments.decay_vectors
+        return Lars(groups, lr=arguments.learning_rate)
+    raise ValueError(f"optimizer must be adamw, sgd or lars, not {arguments.optimizer!r}")

@@ -1,0 +1,82 @@
+"""An ALBEF pre-training run for `scripts/pretrain.py`: what is built before the loop, measured in it, written after."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch import nn
+
+from ..data.arguments import DataArguments
+from ..data.loading import build_retrieval_data, build_training_data
+from ..evaluation.curves import plot_curves
+from ..evaluation.model_card import write_model_card
+from ..evaluation.report import write_report
+from ..evaluation.retrieval import RetrievalResult, evaluate_retrieval
+from .arguments import ModelArguments, TrainingArguments
+from .dry_run import draw_first_batch
+from .initialization import build_albef
+
+
+class AlbefRun:
+    """What the script asks of every kind of run: `method`, `data`, `evaluation_name`, `evaluate`, `draw`, `finish`."""
+
+    def __init__(
+        self,
+        model_arguments: ModelArguments,
+        data_arguments: DataArguments,
+        arguments: TrainingArguments,
+        accelerator: Accelerator,
+    ) -> None:
+        self.arguments, self.data_arguments, self.accelerator = arguments, data_arguments, accelerator
+        self.method, self.processor = build_albef(model_arguments)
+        self.data = build_training_data(
+            data_arguments,
+            self.processor,
+            batch_size=arguments.batch_size,
+            seed=arguments.seed,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            fixed_length=model_arguments.gather_negatives,
+        )
+        self.retrieval = build_retrieval_data(data_arguments)
+        self.evaluation_name = "" if self.retrieval is None else self.retrieval.name
+
+    def _measure(self, model: nn.Module, k: int = 0) -> RetrievalResult:
+        length = self.data_arguments.max_caption_tokens
+        assert self.retrieval is not None
+        return evaluate_retrieval(
+            model,  # type: ignore[arg-type]
+            self.processor,
+            self.retrieval,
+            k=k,
+            accelerator=self.accelerator,
+            max_length=length,
+        )
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Metrics of the run's evaluation data; empty where there is none. On all ranks."""
+        return {} if self.retrieval is None else self._measure(model).metrics
+
+    def draw(self, batch: dict[str, Any], path: Path) -> Path:
+        """The first batch as a picture."""
+        return draw_first_batch(batch, self.processor, path)
+
+    def finish(self, method: nn.Module, folder: Path, step: int) -> None:
+        """Measure the trained model, save it, write the report. On all ranks."""
+        result = None if self.retrieval is None else self._measure(method, self.arguments.rerank)
+        if not self.accelerator.is_main_process:
+            return
+        method.save_pretrained(folder / "model")  # type: ignore[operator]
+        self.processor.save_pretrained(folder / "model")
+        if result is not None:
+            (folder / "evaluations").mkdir(exist_ok=True)
+            (folder / "evaluations" / f"step-{step:08d}.json").write_text(result.to_json())
+            row = {"step": step, "name": self.evaluation_name, "metrics": result.metrics}
+            with (folder / "log.jsonl").open("a", encoding="utf-8") as handle:
+                handle.write(json.dumps({"kind": "evaluation", **row}) + "\n")
+            for name, value in result.metrics.items():
+                print(f"{name:32} {100 * value:6.2f} %   chance {100 * result.chance.get(name, float('nan')):5.2f} %")
+        plot_curves(folder / "log.jsonl", folder / "curves.png")
+        write_model_card(folder, folder / "model", result)
+        print(f"report: {write_report(folder, result, self.retrieval)}")

@@ -1,0 +1,129 @@
+"""From pictures to batches of two views."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from albef_hf.data.arguments import DataArguments
+from albef_hf.data.corpora import Corpora
+from albef_hf.data.images import decode_image
+from albef_hf.data.loading import Collator, Samples, TrainingData, assemble
+
+from .augment import (
+    ViewRecipe,
+    augment_pillow,
+    augment_tensors,
+    crop_view,
+    draw_view,
+    normalize_pixels,
+    view_recipes,
+)
+
+
+def to_channels(image: Image.Image, channels: int) -> Image.Image:
+    """A picture in colour (3) or grey (1).
+
+    Raises:
+        ValueError: other numbers of channels: pictures have none such.
+    """
+    if channels not in (1, 3):
+        raise ValueError(f"pictures have 1 or 3 channels; for {channels} give a method's forward tensors of your own")
+    return image.convert("L") if channels == 1 else image
+
+
+class TwoViewSamples(Samples):
+    """Pictures, decoded once and cropped twice. Labels are never looked at."""
+
+    def __init__(
+        self,
+        corpus: Corpora | None,
+        recipes: tuple[ViewRecipe, ViewRecipe],
+        size: int,
+        channels: int,
+        pillow: bool,
+        arguments: DataArguments,
+        seed: int,
+    ) -> None:
+        super().__init__(corpus, arguments, seed)
+        self.recipes, self.size, self.channels, self.pillow = recipes, size, channels, pillow
+
+    def prepare(self, row: dict[str, Any], generator: np.random.Generator) -> dict[str, Any]:
+        image = to_channels(decode_image(row["image"], self.arguments.max_image_pixels), self.channels)
+        views, numbers = [], []
+        for recipe in self.recipes:
+            view = crop_view(image, self.size, recipe, generator)
+            drawn = draw_view(recipe, generator)
+            views.append(np.asarray(augment_pillow(view, drawn) if self.pillow else view))
+            numbers.append(drawn)
+        return {"views": views, "numbers": numbers, "shuffle_draw": generator.random()}
+
+
+class TwoViewCollator(Collator):
+    """Crops -> `views` (batch, 2, channels, h, w) and `shuffle_draws` (batch,). Eight-bit crops travel to the device;
+    colours are changed there, unless Pillow has done it."""
+
+    def __init__(
+        self,
+        recipes: tuple[ViewRecipe, ViewRecipe],
+        mean: Sequence[float],
+        std: Sequence[float],
+        pillow: bool,
+    ) -> None:
+        self.recipes, self.mean, self.std, self.pillow = recipes, mean, std, pillow
+
+    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        crops = torch.from_numpy(np.stack([np.stack(sample["views"]) for sample in samples]))
+        crops = crops[..., None] if crops.dim() == 4 else crops
+        return {
+            "crops": crops.permute(0, 1, 4, 2, 3).contiguous(),
+            "numbers": torch.from_numpy(np.stack([np.stack(sample["numbers"]) for sample in samples])).float(),
+            "shuffle_draws": torch.tensor([sample["shuffle_draw"] for sample in samples], dtype=torch.float64),
+            "rejected": [entry for sample in samples for entry in sample["rejected"]],
+        }
+
+    def to_device(self, batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+        pixels = batch["crops"].to(device, non_blocking=True).float() / 255
+        if not self.pillow:
+            views = [
+                augment_tensors(pixels[:, view], batch["numbers"][:, view], recipe.additive)
+                for view, recipe in enumerate(self.recipes)
+            ]
+            pixels = torch.stack(views, dim=1)
+        # Order is all that counts, and 32 bits hold it on every device.
+        ranks = batch["shuffle_draws"].float().to(device, non_blocking=True)
+        return {"views": normalize_pixels(pixels, self.mean, self.std), "shuffle_draws": ranks}
+
+
+def build_two_view_data(
+    arguments: DataArguments,
+    *,
+    image_size: int,
+    channels: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    batch_size: int,
+    seed: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> TrainingData:
+    """Training batches of an image-only method, as configured.
+
+    Raises:
+        ValueError: an unknown recipe or option, or Pillow asked for where a recipe has no Pillow form.
+    """
+    if arguments.augmentation_device not in ("tensors", "pillow"):
+        raise ValueError(f"augmentation_device must be tensors or pillow, not {arguments.augmentation_device!r}")
+    recipes = view_recipes(arguments.augmentation, **arguments.augmentation_options)
+    pillow = arguments.augmentation_device == "pillow"
+    if pillow and any(recipe.additive for recipe in recipes):
+        raise ValueError("BYOL's colours are defined on numbers, not pictures: set augmentation_device to tensors")
+    return assemble(
+        arguments,
+        lambda corpus: TwoViewSamples(corpus, recipes, image_size, channels, pillow, arguments, seed),
+        TwoViewCollator(recipes, mean, std, pillow),
+        (batch_size, seed, rank, world_size),
+        captions=False,
+    )

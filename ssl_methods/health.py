@@ -1,0 +1,58 @@
+"""What tells a healthy run from a collapsed one without labels. All values are 0-d tensors on the device."""
+
+import math
+
+import torch
+
+from .losses import full_precision, normalized
+
+
+def projection_spread(projections: torch.Tensor) -> torch.Tensor:
+    """Standard deviation of unit-length projections per coordinate, times sqrt(dim): about 1 where they are spread
+    over the whole sphere, 0 where all are equal (SimSiam, section 4.1). projections: (batch, dim)."""
+    return normalized(projections).std(0).mean() * math.sqrt(projections.shape[1])
+
+
+def effective_rank(features: torch.Tensor) -> torch.Tensor:
+    """exp of the entropy of the singular values (RankMe, equation 1): 1 .. min(rows, dim). features: (rows, dim)."""
+    values = torch.linalg.svdvals(full_precision(features))
+    shares = values / values.sum().clamp(min=1e-12) + 1e-7
+    return (-(shares * shares.log()).sum()).exp()
+
+
+def uniformity(projections: torch.Tensor) -> torch.Tensor:
+    """log of the mean of exp(-2 ||a - b||^2) over all pairs (Wang and Isola 2020, section 4.1): 0 where all are equal,
+    about -4 on a sphere of many dimensions. projections: (batch, dim)."""
+    rows = normalized(projections)
+    similarity = rows @ rows.T
+    others = ~torch.eye(len(rows), dtype=torch.bool, device=rows.device)
+    return torch.exp(4 * similarity - 4).masked_fill(~others, 0).sum().div(others.sum()).log()
+
+
+def pair_statistics(queries: torch.Tensor, keys: torch.Tensor) -> dict[str, torch.Tensor]:
+    """How well the two sides of a batch find each other.
+
+    Args:
+        queries, keys: (batch, dim); row i of both comes from one image.
+
+    Returns: `positive_similarity` and `negative_similarity` (means of cosines), `alignment` (mean squared distance of
+    positives, 2 - 2 cos) and `contrastive_accuracy` (share of queries whose nearest key is their own; chance 1 / batch).
+    """
+    similarity = normalized(queries) @ normalized(keys).T
+    n = len(similarity)
+    own = similarity.diagonal()
+    others = (similarity.sum() - own.sum()) / max(1, n * (n - 1))
+    # Where all keys are equal every key is a nearest one: a right answer must be alone.
+    strictly = (similarity >= own[:, None]).sum(1) == 1
+    return {
+        "positive_similarity": own.mean(),
+        "negative_similarity": others,
+        "alignment": 2 - 2 * own.mean(),
+        "contrastive_accuracy": strictly.float().mean(),
+    }
+
+
+def momentum_drift(copies: list[torch.Tensor], originals: list[torch.Tensor]) -> torch.Tensor:
+    """Length of the difference of all parameters over the length of the originals: 0 for a copy that is equal."""
+    difference = torch.stack(torch._foreach_norm(torch._foreach_sub(copies, originals))).norm()
+    return difference / torch.stack(torch._foreach_norm(originals)).norm().clamp(min=1e-12)
