@@ -73,7 +73,8 @@ class ImageMethod(nn.Module):
     """
 
     name = ""
-    momentum_copy: MomentumCopy | None = None
+    projector: nn.Module
+    per_device_batch_norm = False  # whether statistics of normalisation stay on a device
 
     def __init__(
         self,
@@ -89,6 +90,7 @@ class ImageMethod(nn.Module):
         if momentum_schedule not in ("constant", "cosine"):
             raise ValueError(f"momentum_schedule must be constant or cosine, not {momentum_schedule!r}")
         self.backbone = backbone
+        self.momentum_copy: MomentumCopy | None = None
         self.momentum, self.momentum_schedule, self.chunk_size = momentum, momentum_schedule, chunk_size
 
     # -- encoders ------------------------------------------------------------------------------------------------------
@@ -166,8 +168,6 @@ class ImageMethod(nn.Module):
         if optimizer == "lars" and vit:
             found.append("LARS on a ViT tends to collapse; use adamw")
         return found
-
-    per_device_batch_norm = False
 
     def chance_losses(self, batch_size: int) -> dict[str, float]:
         """The loss of a method that knows nothing. batch_size: images per device."""

@@ -336,6 +336,9 @@ class Endless:
     def batches(self, start=0):
         return ({"pixel_values": torch.ones(2, 3, 4, 4), "rejected": []} for _ in itertools.count(start))
 
+    def to_device(self, batch, device):
+        return batch
+
 
 def trained(tmp_path, bad, **changes):
     method = Fragile(bad)

@@ -28,12 +28,34 @@ TITLES = {
     "temperature": "Temperature",
     "gradient_norm": "Gradient norm",
     "samples_per_second": "Samples per second",
+    "momentum": "Momentum",
+    "projection_spread": "Spread of projections",
+    "effective_rank": "Effective rank of projections",
+    "uniformity": "Uniformity",
+    "positive_similarity": "Similarity of positives",
+    "negative_similarity": "Similarity of negatives",
+    "momentum_drift": "Distance of the momentum copy",
+    "queue_fill": "Queue fill",
+    "correlation_diagonal": "Correlation: diagonal",
+    "correlation_off_diagonal": "Correlation: off-diagonal",
+    "contrastive_accuracy": "own key in the batch",
     "itc_accuracy": "right caption in the batch",
     "itm_accuracy": "match or not",
 }
 # One panel each, in this order, after the losses; a log without the key has no panel.
-SINGLE_PANELS = ("learning_rate", "temperature", "gradient_norm", "samples_per_second")
-NOT_NOISY = ("learning_rate", "temperature")  # drawn as they are
+HEALTH = (
+    "projection_spread",
+    "effective_rank",
+    "positive_similarity",
+    "negative_similarity",
+    "uniformity",
+    "correlation_diagonal",
+    "correlation_off_diagonal",
+    "momentum_drift",
+    "queue_fill",
+)
+SINGLE_PANELS = (*HEALTH, "learning_rate", "momentum", "temperature", "gradient_norm", "samples_per_second")
+NOT_NOISY = ("learning_rate", "temperature", "momentum", "queue_fill")  # drawn as they are
 
 
 @dataclass
@@ -44,11 +66,13 @@ class RunLog:
         run: what the run said of itself at its last start; empty where it said nothing.
         train: rows of training, steps rising.
         evaluations: rows of evaluation, in the order of the run.
+        warnings: what looked wrong, before the first step or during the run.
     """
 
     run: dict[str, Any] = field(default_factory=dict)
     train: list[dict[str, Any]] = field(default_factory=list)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[dict[str, Any]] = field(default_factory=list)
 
     def loss_names(self) -> list[str]:
         """`loss` and every `loss_*` that a row or the chance levels name, in the order of their appearance."""
@@ -103,6 +127,8 @@ def read_log(path: Path | str) -> RunLog:
             log.train.append(row)
         elif kind == "evaluation":
             log.evaluations.append(row)
+        elif kind == "warning":
+            log.warnings.append(row)
     for row in log.evaluations:
         row.setdefault("chance", _saved_chance(Path(path).parent, row))
     return log
@@ -128,7 +154,9 @@ def plot_curves(log_path: Path | str, out_png: Path | str) -> Path:
     if any(key.endswith("_accuracy") for row in log.train for key in row):
         panels.append(("Accuracy in training batches", _draw_accuracies))
     for name in dict.fromkeys(row.get("name", "") for row in log.evaluations):
-        panels.append((name, _draw_retrieval))
+        rows = [row for row in log.evaluations if row.get("name", "") == name]
+        probes = any(key.startswith("knn_") for row in rows for key in row["metrics"])
+        panels.append((name, _draw_probes if probes else _draw_retrieval))
 
     columns = min(COLUMNS, max(1, len(panels)))
     rows = max(1, math.ceil(len(panels) / columns))
@@ -226,6 +254,9 @@ def _draw_value(axes: Axes, log: RunLog, name: str) -> None:
     else:
         _line(axes, steps, values, COLOURS[2])
     _note_last(axes, values.tolist())
+    level = log.run.get("levels", {}).get(name)
+    if level is not None:
+        _chance_line(axes, level, f"collapse {level:.3g}")
     if name == "learning_rate":
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
         axes.set_ylim(bottom=0)
@@ -243,6 +274,9 @@ def _draw_accuracies(axes: Axes, log: RunLog, name: str) -> None:
         if len(values):
             label = TITLES.get(key, key.removesuffix("_accuracy").replace("_", " "))
             _line(axes, steps, values, COLOURS[index % len(COLOURS)], label)
+        level = log.run.get("levels", {}).get(key)
+        if level is not None:
+            _chance_line(axes, level, f"chance {level:.2%}", COLOURS[index % len(COLOURS)])
     axes.set_ylim(-0.02, 1.02)
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
     axes.legend(fontsize=7.5, frameon=False, labelcolor=INK)
@@ -279,3 +313,16 @@ def _draw_retrieval(axes: Axes, log: RunLog, name: str) -> None:
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None))
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=7.5, frameon=False, labelcolor=INK)
+
+
+def _draw_probes(axes: Axes, log: RunLog, name: str) -> None:
+    """Accuracy of frozen features."""
+    _title(axes, f"Accuracy: {name}")
+    rows = [row for row in log.evaluations if row.get("name", "") == name]
+    for index, key in enumerate(dict.fromkeys(key for row in rows for key in row["metrics"])):
+        points = [(row["step"], row["metrics"][key]) for row in rows if key in row["metrics"]]
+        axes.plot(
+            *zip(*points, strict=True), color=COLOURS[index % len(COLOURS)], marker="o", markersize=4, label=key
+        )
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+    axes.legend(fontsize=7.5, frameon=False, labelcolor=INK)

@@ -31,13 +31,19 @@ TEXT_SHOWN = 240  # characters
 REASONS_SHOWN = 12
 
 
-def write_report(run_folder: Path | str, result: RetrievalResult | None, data: RetrievalData | None) -> Path:
+def write_report(
+    run_folder: Path | str,
+    result: RetrievalResult | None,
+    data: RetrievalData | None,
+    sections: Sequence[str] = (),
+) -> Path:
     """Write report.html (and curves.png) into a run folder, from what is there; a missing file leaves its part out.
 
     Args:
         run_folder: may hold log.jsonl, config.yaml, versions.json and rejected.jsonl.
         result: retrieval of the final weights, for the table; None leaves the table and the gallery out.
         data: the images and texts behind `result`, for the gallery.
+        sections: finished parts of other kinds of runs (`picture_section`, `table_section`), after the losses.
 
     Returns:
         The path of report.html.
@@ -46,7 +52,7 @@ def write_report(run_folder: Path | str, result: RetrievalResult | None, data: R
     log_path = folder / "log.jsonl"
     log = read_log(log_path) if log_path.exists() else RunLog()
     curves = plot_curves(log_path, folder / "curves.png") if log_path.exists() else None
-    parts = [_header(folder, log, result), _losses(log, curves)]
+    parts = [_header(folder, log, result), _warnings(log), _losses(log, curves), *sections]
     if result is not None:
         parts.append(_retrieval(log, result))
         if data is not None:
@@ -142,6 +148,35 @@ def _losses(log: RunLog, curves: Path | None) -> str:
         + picture
         + "\n</section>"
     )
+
+
+def _warnings(log: RunLog) -> str:
+    if not log.warnings:
+        return ""
+    first: dict[str, list[int]] = {}
+    for row in log.warnings:
+        first.setdefault(str(row["text"]).split("(")[0].strip(), []).append(row["step"])
+    items = []
+    for text, steps in first.items():
+        when = "before the first step" if steps == [0] else f"step {_count(steps[0])}"
+        when += f" and {_count(len(steps) - 1)} times more" if len(steps) > 1 else ""
+        items.append(f'<li class="wrong"><span>{_text(text)} <i class="soft">({when})</i></span></li>')
+    return f'<section>\n<h2>Warnings</h2>\n<ul class="warnings">{"".join(items)}</ul>\n</section>'
+
+
+def picture_section(title: str, caption: str, picture: Path) -> str:
+    """A part of a report with one PNG, which goes into the page."""
+    return (
+        f"<section>\n<h2>{escape(title)}</h2>\n<p>{escape(caption)}</p>\n"
+        f'<figure class="curves"><img alt="{escape(caption)}" src="{_data_address(picture.read_bytes(), "png")}">'
+        "</figure>\n</section>"
+    )
+
+
+def table_section(title: str, caption: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A part of a report with one table; the first cell of a row names it."""
+    lines = [_table_row(row[0], list(row[1:])) for row in rows]
+    return f"<section>\n<h2>{escape(title)}</h2>\n<p>{escape(caption)}</p>\n{_table(heads, lines)}\n</section>"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -57,6 +57,8 @@ img.picture { object-fit: contain; background: #fff; border-radius: .4rem; borde
 .mark { font-weight: 700; flex: none; width: 1.1rem; text-align: center; }
 .right .mark { color: var(--right); } .wrong .mark { color: var(--wrong); }
 .query blockquote { margin: 0 0 .7rem; font-weight: 600; overflow-wrap: anywhere; }
+.warnings { list-style: none; padding: 0; margin: 0; }
+.warnings li { padding: .4rem .8rem; margin-bottom: .4rem; border-left: 4px solid; border-radius: .25rem; }
 .row { display: grid; grid-template-columns: repeat(5, 1fr); gap: .5rem; }
 .row figure { border: 2px solid; border-radius: .45rem; padding: .2rem; text-align: center; }
 .row figure.right { border-width: 4px; padding: calc(.2rem - 2px); }

@@ -89,7 +89,8 @@ class TrainingArguments:
 GROUPS = (ModelArguments, DataArguments, TrainingArguments)
 
 
-def _nearest(name: str, known: list[str]) -> str:
+def nearest_choice(name: str, known: list[str]) -> str:
+    """A hint at what may have been meant."""
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {nearest[0]!r}?" if nearest else "see --help"
 
@@ -138,18 +139,18 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
     for item in unknown:
         if item.startswith("--"):
             name = item[2:].split("=")[0]
-            raise ValueError(f"unknown flag --{name}; {_nearest(name, list(fields))}")
+            raise ValueError(f"unknown flag --{name}; {nearest_choice(name, list(fields))}")
         raise ValueError(f"unexpected argument {item!r}")
     values: dict[str, Any] = {}
     if parsed.config is not None:
         path = Path(parsed.config)
         if not path.is_file():
             beside = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-            raise ValueError(f"no such file: {path}; {_nearest(path.name, beside)}")
+            raise ValueError(f"no such file: {path}; {nearest_choice(path.name, beside)}")
         loaded = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         for name in loaded:
             if name not in fields:
-                raise ValueError(f"{path}: unknown key {name!r}; {_nearest(str(name), list(fields))}")
+                raise ValueError(f"{path}: unknown key {name!r}; {nearest_choice(str(name), list(fields))}")
         values |= loaded
     values |= {name: value for name, value in vars(parsed).items() if name in fields and value is not None}
     converted = {name: _convert(name, value, fields[name].type) for name, value in values.items()}

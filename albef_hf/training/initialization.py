@@ -6,12 +6,21 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer, BertTokenizer, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    BertTokenizer,
+    PreTrainedModel,
+)
 
 from ..configuration_albef import AlbefConfig
 from ..modeling_albef_pretraining import AlbefForPreTraining
 from ..processing_albef import AlbefProcessor
-from .arguments import ModelArguments
+from ..vision_backbone import VisionBackbone
+from .arguments import ModelArguments, nearest_choice
 
 _BERT_FIELDS = (
     "vocab_size",
@@ -88,6 +97,44 @@ def _bert_weights(folder: str) -> tuple[dict[str, torch.Tensor], dict[str, torch
     return body, {} if any("cls.predictions.transform" in name for name in report["missing_keys"]) else head
 
 
+def vision_fields(arguments: ModelArguments) -> tuple[dict[str, Any], PreTrainedModel | None]:
+    """Configuration of the image encoder as configured, and the model to start from where there is one."""
+    fields: dict[str, Any] | None = dict(arguments.vision_config) or None
+    model: PreTrainedModel | None = None
+    if arguments.vision_model is not None:
+        model = AutoModel.from_pretrained(arguments.vision_model)
+        fields = model.config.to_dict() | (fields or {})
+    elif fields is None:
+        fields = {"model_type": "vit", "layer_norm_eps": 1e-6}
+    if "model_type" not in fields:
+        raise ValueError(f"vision_config needs a model_type, for example vit, resnet or timm_wrapper: {fields}")
+    if "image_size" in fields or fields["model_type"] == "vit":
+        fields["image_size"] = arguments.image_size
+    return fields, model
+
+
+def _adopt_vision(target: VisionBackbone, source: PreTrainedModel, arguments: ModelArguments) -> None:
+    unused = ("pooler.", "head.", "mask_token", "num_batches_tracked")
+    where = str(arguments.vision_model)
+    _adopt(target.backbone, source.state_dict(), unused, where, arguments.allow_missing_weights)
+
+
+def build_vision_backbone(arguments: ModelArguments) -> VisionBackbone:
+    """An image encoder by itself, for the image-only methods.
+
+    Raises:
+        ValueError: an unknown model type, or weights that do not fit.
+    """
+    fields, source = vision_fields(arguments)
+    kind = fields.pop("model_type")
+    if kind not in CONFIG_MAPPING:
+        raise ValueError(f"unknown model_type {kind!r}; {nearest_choice(kind, list(CONFIG_MAPPING))}")
+    backbone = VisionBackbone(CONFIG_MAPPING[kind](**fields), arguments.vision_pooling)
+    if source is not None:
+        _adopt_vision(backbone, source, arguments)
+    return backbone
+
+
 def build_albef(arguments: ModelArguments) -> tuple[AlbefForPreTraining, AlbefProcessor]:
     """The model to train, encoders started as configured, and its processor.
 
@@ -102,21 +149,13 @@ def build_albef(arguments: ModelArguments) -> tuple[AlbefForPreTraining, AlbefPr
         bert = AutoConfig.from_pretrained(_text_folder(arguments.text_model))
         text_fields = {name: getattr(bert, name) for name in _BERT_FIELDS} | text_fields
         text_fields.setdefault("fusion_layer", bert.num_hidden_layers // 2)
-    vision_fields: dict[str, Any] | None = dict(arguments.vision_config) or None
-    vision: PreTrainedModel | None = None
-    if arguments.vision_model is not None:
-        vision = AutoModel.from_pretrained(arguments.vision_model)
-        vision_fields = vision.config.to_dict() | (vision_fields or {})
-    elif vision_fields is None:
-        vision_fields = {"model_type": "vit", "layer_norm_eps": 1e-6}
-    if "image_size" in vision_fields or vision_fields["model_type"] == "vit":
-        vision_fields["image_size"] = arguments.image_size
+    vision, source = vision_fields(arguments)
     shared = (
         "vision_pooling projection_dim queue_size momentum temperature temperature_minimum alpha alpha_ramp_epochs "
         "same_image same_caption gather_negatives"
     )
     config = AlbefConfig(
-        vision_config=vision_fields,
+        vision_config=vision,
         text_config=text_fields,
         **{name: getattr(arguments, name) for name in shared.split()},
     )
@@ -124,9 +163,8 @@ def build_albef(arguments: ModelArguments) -> tuple[AlbefForPreTraining, AlbefPr
     processor.check_text_model(config.text_config)  # type: ignore[arg-type]
     model = AlbefForPreTraining(config)
     allow = arguments.allow_missing_weights
-    if vision is not None:
-        unused = ("pooler.", "head.", "mask_token")
-        _adopt(model.albef.vision_model.backbone, vision.state_dict(), unused, str(arguments.vision_model), allow)
+    if source is not None:
+        _adopt_vision(model.albef.vision_model, source, arguments)
     if arguments.text_model is not None:
         body, head = _bert_weights(_text_folder(arguments.text_model))
         new = ("crossattention", "pooler.", "position_ids", "token_type_ids")

@@ -1,0 +1,254 @@
+"""A run of an image-only method for `scripts/pretrain.py`; see `albef_hf.training.albef_run` for its counterpart."""
+
+import dataclasses
+import inspect
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+from torch import nn
+from transformers import ViTImageProcessor
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from albef_hf.data.arguments import DataArguments
+from albef_hf.data.images import decode_image
+from albef_hf.data.sources import check_keys, load_corpus
+from albef_hf.evaluation.curves import plot_curves
+from albef_hf.evaluation.probes import KNN_PROTOCOLS, extract_features, knn_accuracy, logistic_regression
+from albef_hf.evaluation.report import picture_section, table_section, write_report
+from albef_hf.gathering import gather_rows, rank, world_size
+from albef_hf.training.arguments import ModelArguments, TrainingArguments
+from albef_hf.training.initialization import build_vision_backbone
+
+from . import METHODS
+from .augment import normalize_pixels, to_unit_range
+from .data import build_two_view_data, to_channels
+from .figures import draw_map, draw_neighbours, draw_views
+from .method import ImageMethod
+
+# Arguments of ALBEF that an image-only method has too, under `method_options`.
+_INSIDE_OPTIONS = ("projection_dim", "queue_size", "momentum", "temperature")
+
+
+def pixel_statistics(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation that pictures are normalised with: ImageNet's for colour."""
+    if channels == 3:
+        return tuple(IMAGENET_DEFAULT_MEAN), tuple(IMAGENET_DEFAULT_STD)
+    return (0.5,) * channels, (0.25,) * channels
+
+
+def build_method(arguments: ModelArguments) -> ImageMethod:
+    """The configured method on its backbone.
+
+    Raises:
+        ValueError: an unknown option (names the nearest), or one of ALBEF's arguments that belongs in method_options.
+    """
+    method = METHODS[arguments.method]
+    parameters = [
+        name
+        for base in method.__mro__
+        for name, parameter in inspect.signature(base.__init__).parameters.items()
+        if parameter.kind == inspect.Parameter.KEYWORD_ONLY
+    ]
+    check_keys(arguments.method_options, list(dict.fromkeys(parameters)), "method_options")
+    defaults = {field.name: field.default for field in dataclasses.fields(ModelArguments)}
+    for name in _INSIDE_OPTIONS:
+        if getattr(arguments, name) != defaults[name]:
+            raise ValueError(f"{name} is ALBEF's; give {arguments.method} its own inside method_options")
+    return method(build_vision_backbone(arguments), **arguments.method_options)
+
+
+class Pictures:
+    """A labelled data set for probes: undecoded pictures, and how they become pixels."""
+
+    def __init__(self, corpus: Any, size: int, channels: int) -> None:
+        self.corpus, self.size, self.channels = corpus, size, channels
+        self.mean, self.std = pixel_statistics(channels)
+        self.labels = torch.tensor(corpus["label"])
+        feature = corpus.features["label"]
+        self.names = getattr(feature, "names", None)
+
+    def __len__(self) -> int:
+        return len(self.corpus)
+
+    def __getitem__(self, rows: slice | list[int] | int) -> Any:
+        return self.corpus[rows]["image"]
+
+    def to_pixels(self, picture: Any) -> torch.Tensor:
+        """Squashed to a square without augmentation; drawings and crops of small sets have nothing to cut off."""
+        image = to_channels(decode_image(picture), self.channels).resize((self.size, self.size), 3)
+        return normalize_pixels(to_unit_range(image), self.mean, self.std)
+
+    def features(self, backbone: nn.Module, device: torch.device | str = "cpu") -> torch.Tensor:
+        """(pictures, width) on all ranks, each of which encodes its share."""
+        share = -(-len(self) // world_size())
+        rows = [(rank() * share + row) % len(self) for row in range(share)]
+        training = backbone.training
+        backbone.eval()
+        found = extract_features(lambda pixels: backbone(pixels).pooled, self[rows], self.to_pixels, device)
+        backbone.train(training)
+        return gather_rows(found.to(device)).cpu()[: len(self)]
+
+
+def load_pictures(arguments: DataArguments, size: int, channels: int) -> tuple[Pictures, Pictures] | None:
+    """Training and test pictures with labels; None where the data has no labels."""
+    if arguments.label_column is None:
+        return None
+    common = {"image_column": arguments.image_column, "caption_column": None, "label_column": arguments.label_column}
+    common |= {"image_root": arguments.image_root}
+    train = load_corpus(arguments.dataset, split=arguments.split, options=arguments.dataset_options, **common)
+    test = load_corpus(
+        arguments.evaluation_dataset or arguments.dataset,
+        split=arguments.evaluation_split,
+        options=arguments.evaluation_dataset_options or arguments.dataset_options,
+        **common,
+    )
+    return Pictures(train, size, channels), Pictures(test, size, channels)
+
+
+class ImageRun:
+    """What the script asks of every kind of run: `method`, `data`, `evaluation_name`, `evaluate`, `draw`, `finish`."""
+
+    def __init__(
+        self,
+        model_arguments: ModelArguments,
+        data_arguments: DataArguments,
+        arguments: TrainingArguments,
+        accelerator: Accelerator,
+    ) -> None:
+        self.arguments, self.data_arguments, self.accelerator = arguments, data_arguments, accelerator
+        self.method = build_method(model_arguments)
+        self.size = model_arguments.image_size
+        self.channels = getattr(self.method.backbone.backbone.config, "num_channels", 3)
+        self.mean, self.std = pixel_statistics(self.channels)
+        self.data = build_two_view_data(
+            data_arguments,
+            image_size=self.size,
+            channels=self.channels,
+            mean=self.mean,
+            std=self.std,
+            batch_size=arguments.batch_size,
+            seed=arguments.seed,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+        )
+        self.pictures = load_pictures(data_arguments, self.size, self.channels)
+        name = data_arguments.evaluation_dataset or data_arguments.dataset
+        self.evaluation_name = "" if self.pictures is None else f"{name}, dino-knn"
+
+    def evaluate(self, model: ImageMethod) -> dict[str, float]:
+        """Nearest-neighbour accuracy of the online encoder. On all ranks."""
+        assert self.pictures is not None
+        train, test = (part.features(model.backbone, self.accelerator.device) for part in self.pictures)
+        neighbours, temperature = KNN_PROTOCOLS["dino-knn"]
+        found = knn_accuracy(train, self.pictures[0].labels, test, self.pictures[1].labels, neighbours, temperature)
+        return {f"knn_{k}": value for k, value in found.items()}
+
+    def draw(self, batch: dict[str, Any], path: Path) -> Path:
+        """Both views of the first samples."""
+        views = self.data.to_device(batch, torch.device("cpu"))["views"]
+        return draw_views(views, self.mean, self.std, path)
+
+    def finish(self, method: nn.Module, folder: Path, step: int) -> None:
+        """Save the backbone as an ordinary transformers folder, probe it, write the report. On all ranks."""
+        assert isinstance(method, ImageMethod)
+        features = None
+        if self.pictures is not None:
+            features = [part.features(method.backbone, self.accelerator.device) for part in self.pictures]
+        if not self.accelerator.is_main_process:
+            return
+        save_backbone(method, folder / "model", self.size, self.mean, self.std)
+        batch = next(self.data.batches())
+        batch.pop("rejected")
+        sections = [
+            picture_section(
+                "Views",
+                "Two augmented views of eight samples, as the method gets them.",
+                self.draw(batch, folder / "views.png"),
+            )
+        ]
+        results: dict[str, float] = {}
+        if self.pictures is not None and features is not None:
+            results = self._probe(features, folder, step)
+            test = self.pictures[1]
+            labels = test.labels.tolist()
+            chance = float(test.labels.bincount().max()) / len(labels)
+            rows = [[name, f"{value:.1%}", f"{chance:.1%}"] for name, value in results.items()]
+            sections.insert(
+                0,
+                table_section(
+                    "Frozen features",
+                    "Accuracy on the test part, of the last weights. Penalties are chosen on a held-out fifth of the "
+                    "training part. Chance is always naming the most frequent class.",
+                    ["Probe", "Accuracy", "Chance"],
+                    rows,
+                ),
+            )
+            # One row's worth of pictures is decoded at a time.
+            sections += [
+                picture_section(
+                    "Nearest neighbours",
+                    "Eight test pictures drawn at random with a fixed seed, and the six nearest to each.",
+                    draw_neighbours(features[1], test, labels, folder / "neighbours.png"),
+                ),
+                picture_section(
+                    "Map", "Test pictures by their features.", draw_map(features[1], labels, test.names, folder / "map.png")
+                ),
+            ]
+        plot_curves(folder / "log.jsonl", folder / "curves.png")
+        write_card(method, folder / "model", results, self.evaluation_name)
+        print(f"report: {write_report(folder, None, None, sections)}")
+
+    def _probe(self, features: Sequence[torch.Tensor], folder: Path, step: int) -> dict[str, float]:
+        assert self.pictures is not None
+        labels = [part.labels for part in self.pictures]
+        neighbours, temperature = KNN_PROTOCOLS["dino-knn"]
+        found = knn_accuracy(features[0], labels[0], features[1], labels[1], neighbours, temperature)
+        metrics = {f"knn_{k}": value for k, value in found.items()}
+        metrics["logistic_regression"] = logistic_regression(features[0], labels[0], features[1], labels[1])["accuracy"]
+        row = {"kind": "evaluation", "step": step, "name": self.evaluation_name, "metrics": metrics}
+        with (folder / "log.jsonl").open("a", encoding="utf-8") as handle:
+            handle.write(json.dumps(row) + "\n")
+        for name, value in metrics.items():
+            print(f"{name:32} {100 * value:6.2f} %")
+        return metrics
+
+
+def save_backbone(
+    method: ImageMethod, folder: Path, size: int, mean: Sequence[float], std: Sequence[float]
+) -> None:
+    """The online encoder as a folder that `AutoModel`, `pipeline("image-feature-extraction")` and ALBEF's
+    `vision_model` read, this package installed or not."""
+    method.backbone.backbone.save_pretrained(folder)
+    processor = ViTImageProcessor(size={"height": size, "width": size}, image_mean=list(mean), image_std=list(std))
+    processor.save_pretrained(folder)
+
+
+def write_card(method: ImageMethod, folder: Path, results: dict[str, float], data: str) -> Path:
+    """README.md of a backbone folder."""
+    metadata = {"library_name": "transformers", "pipeline_tag": "image-feature-extraction", "tags": [method.name]}
+    rows = [f"| {name} | {100 * value:.1f} % |" for name, value in results.items()]
+    table = ["## Results", "", f"Frozen features, {data}:", "", "| probe | accuracy |", "|---|---|", *rows, ""]
+    text = [
+        f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---",
+        "",
+        f"# {folder.resolve().parent.name}",
+        "",
+        f"A vision backbone pre-trained without labels by {method.name} with albef_hf. The encoder alone, without its",
+        f"projector; take {method.backbone.pooling!r} of its tokens.",
+        "",
+        "```python",
+        "from transformers import pipeline",
+        "",
+        f'extract = pipeline("image-feature-extraction", model="{folder.resolve().parent.name}")',
+        "```",
+        "",
+        *(table if rows else []),
+    ]
+    path = folder / "README.md"
+    path.write_text("\n".join(text), encoding="utf-8")
+    return path
