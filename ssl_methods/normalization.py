@@ -53,7 +53,8 @@ class SplitBatchNorm(nn.BatchNorm2d):
         mean = self.running_mean.repeat(self.splits) if tracking else None  # type: ignore[union-attr]
         variance = self.running_var.repeat(self.splits) if tracking else None  # type: ignore[union-attr]
         weight, bias = self.weight.repeat(self.splits), self.bias.repeat(self.splits)
-        out = nn.functional.batch_norm(parts, mean, variance, weight, bias, True, self.momentum or 0.1, self.eps)
+        rate = 0.1 if self.momentum is None else self.momentum
+        out = nn.functional.batch_norm(parts, mean, variance, weight, bias, True, rate, self.eps)
         if mean is not None and variance is not None:
             with torch.no_grad():
                 self.running_mean.copy_(mean.view(self.splits, channels).mean(0))  # type: ignore[union-attr]
@@ -98,11 +99,14 @@ class FrozenRunningStatistics:
 
     def __init__(self, module: nn.Module) -> None:
         self.parts = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
+        self.kept: list[tuple[float | None, torch.Tensor | None]] = []
 
     def __enter__(self) -> None:
+        self.kept = [(part.momentum, part.num_batches_tracked) for part in self.parts]
         for part in self.parts:
-            part.track_running_stats = False
+            part.momentum = 0.0
+            part.num_batches_tracked = part.num_batches_tracked.clone()  # type: ignore[union-attr]
 
     def __exit__(self, *_: object) -> None:
-        for part in self.parts:
-            part.track_running_stats = True
+        for part, (momentum, count) in zip(self.parts, self.kept, strict=True):
+            part.momentum, part.num_batches_tracked = momentum, count

@@ -1,0 +1,144 @@
+"""The five methods once more, written from the papers and their coding conventions alone: plain loops, dense formulas,
+one process. What `ssl_methods` is compared with. Nothing here imports it."""
+
+import copy
+import math
+
+import torch
+from torch import nn
+
+
+def unit(rows):
+    return rows / rows.norm(dim=1, keepdim=True)
+
+
+def cross_entropy_row(logits, index):
+    return -(logits[index] - torch.log(torch.exp(logits).sum()))
+
+
+def moco_loss(q, k, queue, temperature):
+    losses = []
+    for i in range(len(q)):
+        scores = [q[i] @ k[i]] + [q[i] @ row for row in queue]
+        losses.append(cross_entropy_row(torch.stack(scores) / temperature, 0))
+    return torch.stack(losses).mean()
+
+
+def moco_v3_loss(q, k, temperature):
+    rows = [cross_entropy_row(torch.stack([q[i] @ k[j] for j in range(len(k))]) / temperature, i) for i in range(len(q))]
+    return torch.stack(rows).mean() * 2 * temperature
+
+
+def byol_distance(p, z):
+    return torch.stack([((unit(p[i : i + 1]) - unit(z[i : i + 1])) ** 2).sum() for i in range(len(p))]).mean()
+
+
+def barlow_loss(z1, z2, weight):
+    def standard(z):
+        return (z - z.mean(0)) / torch.sqrt(((z - z.mean(0)) ** 2).mean(0) + 1e-5)
+
+    a, b = standard(z1), standard(z2)
+    total = torch.zeros((), dtype=z1.dtype)
+    for i in range(z1.shape[1]):
+        for j in range(z1.shape[1]):
+            c = (a[:, i] * b[:, j]).sum() / len(z1)
+            total = total + ((c - 1) ** 2 if i == j else weight * c**2)
+    return total
+
+
+class Reference:
+    """A method on given online modules: backbone (a function to pooled features), projector, predictor.
+
+    The published order: MoCo v1 to v3 move their copies *before* the step's keys are made, with the weights the last
+    step left; BYOL moves them after.
+    """
+
+    def __init__(self, kind, backbone, projector, predictor, *, temperature, momentum, total, queue=None, weight=None):
+        self.kind, self.total, self.momentum, self.temperature, self.weight = kind, total, momentum, temperature, weight
+        self.online = nn.ModuleList([backbone, projector])
+        self.predictor = predictor
+        self.copy = copy.deepcopy(self.online)
+        self.queue = None if queue is None else queue.clone()
+        self.pointer, self.step = 0, 0
+
+    def project(self, modules, view):
+        return modules[1](modules[0](view).pooled)
+
+    def cosine(self, k):
+        return 1 - (1 - self.momentum) * 0.5 * (1 + math.cos(math.pi * k / self.total))
+
+    def move(self, m):
+        with torch.no_grad():
+            for old, new in zip(self.copy.parameters(), self.online.parameters(), strict=True):
+                old.copy_(m * old + (1 - m) * new)
+
+    def loss(self, view1, view2):
+        if self.kind in ("moco_v1", "moco_v2"):
+            if self.step:
+                self.move(self.momentum)
+            q = unit(self.project(self.online, view1))
+            with torch.no_grad():
+                self.keys = unit(self.project(self.copy, view2))
+            return moco_loss(q, self.keys, self.queue, self.temperature)
+        if self.kind == "moco_v3":
+            # The copies of step 0 are equal to the weights, whatever the momentum.
+            if self.step:
+                self.move(self.cosine(self.step))
+            q1, q2 = (unit(self.predictor(self.project(self.online, view))) for view in (view1, view2))
+            with torch.no_grad():
+                k1, k2 = (unit(self.project(self.copy, view)) for view in (view1, view2))
+            return moco_v3_loss(q1, k2, self.temperature) + moco_v3_loss(q2, k1, self.temperature)
+        if self.kind == "byol":
+            p1, p2 = (self.predictor(self.project(self.online, view)) for view in (view1, view2))
+            with torch.no_grad():
+                z1, z2 = (self.project(self.copy, view) for view in (view1, view2))
+            return byol_distance(p1, z2) + byol_distance(p2, z1)
+        z1, z2 = (self.project(self.online, view) for view in (view1, view2))
+        return barlow_loss(z1, z2, self.weight)
+
+    def after_backward(self):
+        if self.queue is not None:
+            for row in self.keys:
+                self.queue[self.pointer] = row
+                self.pointer = (self.pointer + 1) % len(self.queue)
+
+    def after_step(self):
+        if self.kind == "byol":
+            self.move(self.cosine(self.step))
+        self.step += 1
+
+
+def sgd_step(named, buffers, rate, momentum, decay):
+    """Decay of everything, as MoCo's code has it."""
+    for name, p in named:
+        d = p.grad + decay * p.data
+        buffers[name] = d.clone() if name not in buffers else momentum * buffers[name] + d
+        p.data -= rate * buffers[name]
+
+
+def lars_step(named, buffers, rate, vector_rate, momentum, decay, trust):
+    for name, p in named:
+        d = p.grad.clone()
+        if p.dim() > 1:
+            d = d + decay * p.data
+            p_norm, d_norm = math.sqrt((p.data**2).sum()), math.sqrt((d**2).sum())
+            if p_norm > 0 and d_norm > 0:
+                d = d * (trust * p_norm / d_norm)
+        buffers[name] = momentum * buffers.get(name, torch.zeros_like(d)) + d
+        p.data -= (rate if p.dim() > 1 else vector_rate) * buffers[name]
+
+
+def adamw_step(named, buffers, rate, decay, step, vector_decay):
+    for name, p in named:
+        m, v = buffers.get(name, (torch.zeros_like(p), torch.zeros_like(p)))
+        m, v = 0.9 * m + 0.1 * p.grad, 0.999 * v + 0.001 * p.grad**2
+        buffers[name] = (m, v)
+        p.data *= 1 - rate * (decay if p.dim() > 1 or vector_decay else 0.0)
+        p.data -= rate * (m / (1 - 0.9 ** (step + 1))) / (torch.sqrt(v / (1 - 0.999 ** (step + 1))) + 1e-8)
+
+
+def warm_cosine(step, total, warm, high, low):
+    """Linear from 0 over the warm-up, then half a cosine down to `low`."""
+    if step < warm:
+        return high * step / warm
+    return low + (high - low) * 0.5 * (1 + math.cos(math.pi * (step - warm) / (total - warm)))

@@ -1,0 +1,60 @@
+"""Two processes against one on the same global batch, for every image-only method (float64)."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from ssl_distributed_worker import CASES, run_steps
+
+WORKER = Path(__file__).parent / "ssl_distributed_worker.py"
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two_ranks")
+    environment = {**os.environ, "PYTHONPATH": str(WORKER.parent.parent), "OMP_NUM_THREADS": "1"}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, str(WORKER), str(folder), str(rank), "2"],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for worker in workers:
+        printed, _ = worker.communicate(timeout=240)
+        assert worker.returncode == 0, printed
+    return run_steps(0, 1), [load_file(folder / f"rank{rank}.safetensors") for rank in range(2)]
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case != "barlow_twins_published"])
+def test_two_ranks_equal_one_process(both, case):
+    alone, ranks = both
+    names = [name for name in alone if name.startswith(f"{case}/")]
+    assert len(names) > 20
+    for results in ranks:
+        for name in names:
+            torch.testing.assert_close(
+                results[name], alone[name], atol=1e-9, rtol=1e-7, msg=lambda text, n=name: f"{n}: {text}"
+            )
+
+
+def test_the_published_gradient_is_the_true_one_over_the_ranks(both):
+    """An all-reduce that autograd does not see halves the gradients of two ranks; the loss is the same."""
+    alone, (first, _) = both
+    torch.testing.assert_close(first["barlow_twins_published/loss/0"], alone["barlow_twins/loss/0"])
+    ratios = {"barlow_twins": [], "barlow_twins_published": []}
+    for case, found in ratios.items():
+        for name, expected in alone.items():
+            if name.startswith("barlow_twins/gradient/projector") and name.endswith("weight"):
+                own = first[name.replace("barlow_twins/", f"{case}/")]
+                found.append(float(own.norm() / expected.norm()))
+    assert ratios["barlow_twins"] == pytest.approx([1.0] * len(ratios["barlow_twins"]), abs=1e-6)
+    # The statistics of batch normalisation are still shared, so the last layer shows the factor most purely.
+    assert ratios["barlow_twins_published"][-1] == pytest.approx(0.5, abs=1e-6)

@@ -1,0 +1,135 @@
+"""Twenty steps of each method in float64 against a reference written from the papers."""
+
+import copy
+
+import pytest
+import torch
+from ssl_reference import Reference, adamw_step, lars_step, sgd_step, warm_cosine
+from transformers import ResNetConfig, ViTConfig
+
+from albef_hf.training.arguments import TrainingArguments
+from albef_hf.training.optimization import build_optimizer, learning_rate, scaled_rates
+from albef_hf.vision_backbone import VisionBackbone
+from ssl_methods import METHODS
+
+STEPS, BATCH = 20, 6
+
+
+def tiny_backbone(kind="resnet", seed=0, channels=3):
+    torch.manual_seed(seed)
+    if kind == "resnet":
+        config = ResNetConfig(
+            num_channels=channels, embedding_size=6, hidden_sizes=[6, 8], depths=[1, 1], layer_type="basic"
+        )
+        return VisionBackbone(config, "mean")
+    config = ViTConfig(
+        num_channels=channels, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        image_size=16, patch_size=8,
+    )  # fmt: skip
+    return VisionBackbone(config, "cls")
+
+
+OPTIONS = {
+    "moco_v1": {"queue_size": 14, "dim": 5, "momentum": 0.9},
+    "moco_v2": {"queue_size": 14, "dim": 5, "momentum": 0.9},
+    "moco_v3": {"hidden_dim": 12, "dim": 5, "momentum": 0.9},
+    "byol": {"hidden_dim": 12, "dim": 5, "momentum": 0.9},
+    "barlow_twins": {"projector_dims": [12, 12, 7]},
+}
+
+
+def tiny_method(name, kind="resnet", seed=0, **changes):
+    backbone = tiny_backbone(kind, seed)
+    torch.manual_seed(seed + 1)
+    return METHODS[name](backbone, **{**OPTIONS[name], **changes})
+
+
+def views_of(step, batch=BATCH, size=16):
+    generator = torch.Generator().manual_seed(step)
+    views = torch.randn(batch, 2, 3, size, size, generator=generator, dtype=torch.float64)
+    return views, torch.rand(batch, generator=generator)
+
+
+# One recipe a method: optimizer, warm-up and decay as its publication has them.
+RECIPES = {
+    "moco_v1": {"optimizer": "sgd", "decay_vectors": True, "weight_decay": 0.01, "learning_rate": 0.03},
+    "moco_v2": {"optimizer": "sgd", "decay_vectors": True, "weight_decay": 0.01, "learning_rate": 0.03},
+    "moco_v3": {"optimizer": "adamw", "decay_vectors": True, "weight_decay": 0.1, "learning_rate": 1e-2},
+    "byol": {"optimizer": "lars", "weight_decay": 0.01, "learning_rate": 0.5},
+    "barlow_twins": {"optimizer": "lars", "weight_decay": 0.01, "learning_rate": 0.2, "bias_learning_rate": 0.0048},
+}
+
+
+@pytest.mark.parametrize("kind", ["resnet", "vit"])
+@pytest.mark.parametrize("name", list(METHODS))
+def test_twenty_steps_equal_the_reference(name, kind):
+    recipe = {
+        "minimum_learning_rate": RECIPES[name]["learning_rate"] / 1000, "warmup_learning_rate": 0.0,
+        "warmup_epochs": 2.0, "warmup_every": 1, "schedule": "cosine_per_step", **RECIPES[name],
+    }  # fmt: skip
+    arguments = scaled_rates(TrainingArguments(**recipe), BATCH, steps_per_epoch=2)
+    method = tiny_method(name, kind, shuffle_keys=False) if name in ("moco_v1", "moco_v2") else tiny_method(name, kind)
+    method = method.double().train()
+    optimizer = build_optimizer(method, arguments)
+    mine = copy.deepcopy(method)
+    reference = Reference(
+        name,
+        mine.backbone,
+        mine.projector,
+        getattr(mine, "predictor", None),
+        temperature=getattr(mine, "temperature", None),
+        momentum=mine.momentum,
+        total=STEPS,
+        queue=mine.queue.features if hasattr(mine, "queue") else None,
+        weight=getattr(mine, "redundancy_weight", None),
+    )
+    named = [(n, p) for n, p in mine.named_parameters() if p.requires_grad]
+    buffers = {}
+    for step in range(STEPS):
+        views, draws = views_of(step)
+        output = method(views, draws)
+        optimizer.zero_grad()
+        output.loss.backward()
+        expected = reference.loss(views[:, 0], views[:, 1])
+        mine.zero_grad()
+        expected.backward()
+        torch.testing.assert_close(output.loss, expected, atol=1e-9, rtol=1e-9)
+        own = dict(method.named_parameters())
+        for n, p in named:
+            torch.testing.assert_close(own[n].grad, p.grad, atol=1e-9, rtol=1e-7, msg=lambda t, n=n, s=step: f"{s} {n} {t}")
+        if hasattr(method, "enqueue"):
+            method.enqueue(output)
+        reference.after_backward()
+        rate = learning_rate(arguments, step, 2, STEPS)
+        assert rate == pytest.approx(
+            warm_cosine(step, STEPS, 4, recipe["learning_rate"], recipe["minimum_learning_rate"]), rel=1e-12
+        )
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["rate_factor"]
+        optimizer.step()
+        if recipe["optimizer"] == "sgd":
+            sgd_step(named, buffers, rate, 0.9, 0.01)
+        elif recipe["optimizer"] == "adamw":
+            adamw_step(named, buffers, rate, 0.1, step, vector_decay=True)
+        else:
+            ratio = recipe.get("bias_learning_rate", recipe["learning_rate"]) / recipe["learning_rate"]
+            lars_step(named, buffers, rate, rate * ratio, 0.9, 0.01, 0.001)
+        method.update_momentum(step, STEPS)
+        reference.after_step()
+    for n, p in named:
+        # A key's bias moves no softmax, and a bias before batch normalisation moves nothing: their gradients are rounding
+        # noise, which AdamW scales up.
+        atol = 1e-7 if n.endswith(("k_proj.bias", "backbone.layernorm.bias")) else 1e-9
+        torch.testing.assert_close(own[n], p, atol=atol, rtol=1e-7, msg=lambda t, n=n: f"{n} {t}")
+    if method.momentum_copy is not None:
+        if name in ("moco_v1", "moco_v2"):  # the move the next step would begin with
+            reference.move(method.momentum)
+        elif name == "moco_v3":
+            reference.move(reference.cosine(STEPS))
+        copies = [method.momentum_copy.backbone, method.momentum_copy.projector]
+        for one, other in zip(copies, reference.copy, strict=True):
+            for a, b in zip(one.parameters(), other.parameters(), strict=True):
+                torch.testing.assert_close(a, b, atol=1e-8, rtol=1e-7)
+    if reference.queue is not None:
+        torch.testing.assert_close(method.queue.features, reference.queue, atol=1e-9, rtol=0)
+        assert int(method.queue.cursor) == reference.pointer
