@@ -1,5 +1,6 @@
 """Small labelled sets of pictures from packages, for trials of image-only methods on a laptop."""
 
+import functools
 import gzip
 import importlib.util
 import io
@@ -36,6 +37,7 @@ def _place(digit: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     return (picture.clip(0, 1) * 255).astype(np.uint8)
 
 
+@functools.cache
 def load_digits(placements: int = 2, seed: int = 0) -> datasets.DatasetDict:
     """Coloured, displaced digits: scikit-learn's 1,797 handwritten 8 x 8 digits, each placed on 32 x 32 pixels.
 
@@ -70,11 +72,13 @@ def _idx(path: Path) -> np.ndarray:
     return np.frombuffer(data, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
 
 
-def load_fashion_mnist(folder: str = FASHION_MNIST) -> datasets.DatasetDict:
+@functools.cache
+def load_fashion_mnist(folder: str = FASHION_MNIST, train_rows: int = 0) -> datasets.DatasetDict:
     """Fashion-MNIST (MIT): 60,000 and 10,000 grey product photographs of 28 x 28 pixels in ten classes.
 
     Args:
         folder: with the four `.gz` files of the publication; where Debian's dataset-fashion-mnist puts them.
+        train_rows: only so many of the training pictures, the first; 0: all.
 
     Returns: splits `train` and `test` with columns `image` and `label`.
 
@@ -87,6 +91,7 @@ def load_fashion_mnist(folder: str = FASHION_MNIST) -> datasets.DatasetDict:
         for file in files:
             if not file.is_file():
                 raise ValueError(f"no such file: {file}; apt-get install dataset-fashion-mnist, or set `folder`")
-        images, labels = _idx(files[0]), _idx(files[1])
+        rows = train_rows or None if part == "train" else None
+        images, labels = _idx(files[0])[:rows], _idx(files[1])[:rows]
         parts[part] = _dataset(list(images), labels.tolist(), FASHION_NAMES)
     return datasets.DatasetDict(parts)
