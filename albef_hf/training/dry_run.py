@@ -36,10 +36,11 @@ def describe_memory(method: nn.Module, batch: dict[str, Any]) -> str:
     """
     weights = sum(t.untyped_storage().nbytes() for t in (*method.parameters(), *method.buffers()))
     training = sum(3 * 4 * p.numel() for p in method.parameters() if p.requires_grad)
-    activations = activation_bytes(method, {k: v for k, v in batch.items() if k != "rejected"})
+    activations = activation_bytes(method, batch)
     parts = {"weights and queues": weights, "gradients and optimizer": training, "activations": activations}
     listed = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items())
-    return f"about {sum(parts.values()) / 2**30:.2f} GiB at {len(batch['pixel_values'])} pairs ({listed})"
+    count = len(next(iter(batch.values())))
+    return f"about {sum(parts.values()) / 2**30:.2f} GiB at {count} samples ({listed})"
 
 
 def draw_first_batch(batch: dict[str, Any], processor: AlbefProcessor, path: Path) -> Path:

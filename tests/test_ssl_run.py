@@ -1,0 +1,154 @@
+"""The script with an image-only method: a run, its folder, its hand-over, resuming, and its errors."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModel
+
+from albef_hf.training.arguments import ModelArguments
+from albef_hf.training.initialization import build_albef
+from ssl_methods import METHODS
+from ssl_methods.run import build_method
+
+ROOT = Path(__file__).parent.parent
+TINY = {
+    "vision_config": "{model_type: resnet, embedding_size: 8, hidden_sizes: [8, 16], depths: [1, 1], layer_type: basic}",
+    "threads": 1,
+    "dataset_options": "{placements: 1}",
+    "save_every": 2,
+    "log_every": 1,
+    "evaluate_every": 0,
+    "report_to": "none",
+    "batch_size": 32,
+}
+
+
+def arguments(name, folder, **changes):
+    flags = [f"--{key}={value}" for key, value in {**TINY, **changes}.items()]
+    return [sys.executable, "scripts/pretrain.py", f"configs/digits_{name}.yaml", "--output_dir", str(folder), *flags]
+
+
+def run(name, folder, **changes):
+    done = subprocess.run(arguments(name, folder, **changes), cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def rows(folder, kind):
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["kind"] == kind]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("moco") / "run"
+    return folder, run("moco_v2", folder, max_steps=6, save_every=3, evaluate_every=3)
+
+
+def test_a_run_leaves_a_folder_that_explains_itself(finished):
+    folder, printed = finished
+    for name in ("config.yaml", "versions.json", "log.jsonl", "curves.png", "report.html", "views.png", "map.png"):
+        assert (folder / name).stat().st_size > 0, name
+    train = rows(folder, "train")
+    assert len(train) == 6
+    for key in ("projection_spread", "effective_rank", "queue_fill", "momentum_drift", "contrastive_accuracy", "momentum"):
+        assert all(key in row for row in train), key
+    assert [row["queue_fill"] for row in train] == pytest.approx([32 * n / 1024 for n in range(1, 7)])
+    (start,) = rows(folder, "run")
+    assert start["method"] == "moco_v2" and start["chance"]["loss"] == pytest.approx(6.9324, abs=1e-3)
+    assert [row["step"] for row in rows(folder, "evaluation")] == [3, 6, 6]
+    assert "logistic_regression" in rows(folder, "evaluation")[-1]["metrics"]
+    assert any("hardly leave their start" in row["text"] for row in rows(folder, "warning"))
+    page = (folder / "report.html").read_text()
+    for part in ("Frozen features", "Views", "Nearest neighbours", "Map", "Warnings", "MOCO_V2"):
+        assert part in page, part
+    assert "knn_20" in printed
+
+
+def test_the_backbone_is_an_ordinary_folder(finished):
+    """It loads without this package, feeds a pipeline, and starts ALBEF."""
+    folder = finished[0] / "model"
+    code = (
+        "import sys; sys.modules['albef_hf'] = sys.modules['ssl_methods'] = None\n"
+        "from transformers import AutoModel, pipeline\n"
+        "from PIL import Image\n"
+        f"extract = pipeline('image-feature-extraction', model={str(folder)!r})\n"
+        "print(len(extract(Image.new('RGB', (40, 30), 'red'))[0]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder)
+    assert done.returncode == 0 and int(done.stdout.split()[-1]) > 0, done.stderr[-2000:]
+    assert AutoImageProcessor.from_pretrained(folder).size["height"] == 32
+    trained = AutoModel.from_pretrained(folder).state_dict()
+    state = load_file(finished[0] / "checkpoints" / "step-00000006" / "model.safetensors")
+    for name, tensor in trained.items():
+        assert torch.equal(tensor, state[f"backbone.backbone.{name}"]), name
+    text = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "fusion_layer": 1}
+    albef, _ = build_albef(
+        ModelArguments(
+            vision_model=str(folder), vision_pooling="mean", image_size=32, text_config=text, projection_dim=8, queue_size=8
+        )
+    )
+    own = albef.albef.vision_model.backbone.state_dict()
+    assert all(torch.equal(tensor, own[name]) for name, tensor in trained.items())
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_resuming_equals_the_straight_run(tmp_path, name):
+    options = {"max_steps": 4, "warmup_steps": 1, "label_column": "null", "evaluation_dataset": "null"}
+    run(name, tmp_path / "straight", **options)
+    waiting = subprocess.Popen(
+        arguments(name, tmp_path / "stopped", **options), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    checkpoint = tmp_path / "stopped" / "checkpoints"
+    while waiting.poll() is None and not list(checkpoint.glob("step-*")):
+        time.sleep(0.01)
+    waiting.send_signal(signal.SIGKILL)
+    waiting.communicate()
+    for later in sorted(checkpoint.glob("step-*"))[1:]:  # it may have been faster than the signal
+        os.rename(later, tmp_path / later.name)
+    run(name, tmp_path / "stopped", **options, resume=True)
+    for file in ("model.safetensors", "optimizer.safetensors"):
+        one, other = (load_file(tmp_path / part / "checkpoints" / "step-00000004" / file) for part in ("straight", "stopped"))
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one), file
+
+
+def test_a_dry_run_draws_the_views(tmp_path):
+    printed = run("byol", tmp_path / "dry", dry_run=True)
+    assert (tmp_path / "dry" / "first_batch.png").stat().st_size > 0 and "memory of a step" in printed
+    assert not (tmp_path / "dry" / "log.jsonl").exists()
+
+
+def test_wrong_options_are_named():
+    config = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8], "depths": [1], "layer_type": "basic"}
+    common = {"method": "moco_v2", "vision_config": config, "vision_pooling": "mean"}
+    with pytest.raises(ValueError, match="method_options: unknown key 'queue_sise'; did you mean 'queue_size'"):
+        build_method(ModelArguments(**common, method_options={"queue_sise": 4}))
+    with pytest.raises(ValueError, match="queue_size is ALBEF's; give moco_v2 its own inside method_options"):
+        build_method(ModelArguments(**common, queue_size=4))
+    with pytest.raises(ValueError, match="unknown model_type 'resnett'; did you mean 'resnet'"):
+        build_method(ModelArguments(**{**common, "vision_config": {"model_type": "resnett"}}))
+    with pytest.raises(ValueError, match="vision_config needs a model_type"):
+        build_method(ModelArguments(**{**common, "vision_config": {"depths": [1]}}))
+
+
+def test_features_of_any_folder_are_probed(finished, tmp_path):
+    out = tmp_path / "found.jsonl"
+    command = [
+        sys.executable, "scripts/evaluate_features.py", "configs/digits_moco_v2.yaml", "--model", str(finished[0] / "model"),
+        "--baselines", "--probes", "knn", "--output", str(out), "--dataset_options={placements: 1}", "--threads=1",
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["name"] for row in found] == ["raw pixels", "random initialisation", str(finished[0] / "model")]
+    last = rows(finished[0], "evaluation")[-1]["metrics"]
+    assert found[-1]["knn_20"] == pytest.approx(last["knn_20"], abs=0.01)
