@@ -1,10 +1,10 @@
 """Probe frozen features of a vision folder:
 
-python scripts/evaluate_features.py configs/digits.yaml --model runs/digits/model --baselines
-python scripts/evaluate_features.py configs/digits.yaml --model google/vit-base-patch16-224-in21k --image_size 224
+python scripts/evaluate_features.py configs/digits_byol.yaml --model runs/digits_byol/model --baselines
+python scripts/evaluate_features.py configs/digits_byol.yaml --model google/vit-base-patch16-224-in21k --image_size 224
 
-The config says which labelled pictures, at which size, and how tokens are pooled; any flag of it can follow. The model is
-any folder or Hub id that `AutoModel` loads as a vision model.
+The config says which labelled pictures, at which size, and how tokens are pooled; any flag of it can follow. The model
+is any folder or Hub id that `AutoModel` loads as a vision model.
 """
 
 import argparse
@@ -78,9 +78,8 @@ def main() -> None:
         if "knn" in own.probes:
             accuracies = knn_accuracy(a, train.labels, b, test.labels, *KNN_PROTOCOLS[own.knn_protocol])
             results |= {f"knn_{k}": value for k, value in accuracies.items()}
-        # Raw pixels are many and correlated: the strongest penalties, few iterations.
         if "logistic" in own.probes:
-            results["logistic_regression"] = logistic_regression(a, train.labels, b, test.labels, iterations=60)["accuracy"]
+            results["logistic_regression"] = logistic_regression(a, train.labels, b, test.labels)["accuracy"]
         if "linear" in own.probes:
             results["linear_probe"] = linear_probe(a, train.labels, b, test.labels)["accuracy"]
         print(f"{name:40} " + "  ".join(f"{key} {100 * value:5.1f} %" for key, value in results.items()))

@@ -19,7 +19,7 @@ def main() -> None:
     from ssl_methods import METHODS
     from ssl_methods.run import ImageRun
 
-    runs = {"albef": AlbefRun} | {name: ImageRun for name in METHODS}
+    runs = {"albef": AlbefRun} | dict.fromkeys(METHODS, ImageRun)
     if model_arguments.method not in runs:
         raise ValueError(f"method must be one of {', '.join(runs)}, not {model_arguments.method!r}")
     if arguments.threads:

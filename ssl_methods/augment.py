@@ -76,7 +76,7 @@ def view_recipes(name: str, **options: Any) -> tuple[ViewRecipe, ViewRecipe]:
     if name not in RECIPES:
         nearest = difflib.get_close_matches(name, RECIPES, n=1)
         hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-        raise ValueError(f"augmentation of an image-only method must be one of {', '.join(RECIPES)}, not {name!r}{hint}")
+        raise ValueError(f"augmentation (image-only) must be one of {', '.join(RECIPES)}, not {name!r}{hint}")
     fields = {field.name for field in dataclasses.fields(ViewRecipe)}
     pair = list(RECIPES[name])
     for key, value in options.items():
@@ -87,7 +87,8 @@ def view_recipes(name: str, **options: Any) -> tuple[ViewRecipe, ViewRecipe]:
         own = isinstance(value, (list, tuple)) and key in ("jitter_probability", "grey", "blur", "solarize", "flip")
         for view in range(2):
             chosen = value[view] if own else tuple(value) if isinstance(value, list) else value
-            pair[view] = dataclasses.replace(pair[view], **{key: chosen})
+            changes: dict[str, Any] = {key: chosen}
+            pair[view] = dataclasses.replace(pair[view], **changes)
     return pair[0], pair[1]
 
 
@@ -186,9 +187,8 @@ def _turn_hue(pixels: torch.Tensor, shift: torch.Tensor, saturation: torch.Tenso
     chroma = value - lowest
     safe = chroma.clamp(min=1e-12)
     red, green, blue = pixels.unbind(1)
-    sector = torch.where(
-        value == red, (green - blue) / safe, torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe)
-    )
+    sector = torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe)
+    sector = torch.where(value == red, (green - blue) / safe, sector)
     hue = torch.where(chroma == 0, 0.0, sector) + 6 * shift[:, None, None]
     if saturation is not None:
         chroma = torch.minimum(chroma * saturation[:, None, None], value)
@@ -208,10 +208,7 @@ def _jitter(pixels: torch.Tensor, operation: int, numbers: torch.Tensor, additiv
     if operation == 0:
         pixels = pixels + (wide - 1) if additive else pixels * wide
     elif operation == 1:
-        if additive:
-            mean = pixels.mean((2, 3), keepdim=True)
-        else:
-            mean = _to_grey(pixels).mean((2, 3), keepdim=True)
+        mean = (pixels if additive else _to_grey(pixels)).mean((2, 3), keepdim=True)
         pixels = (pixels - mean) * wide + mean
     elif pixels.shape[1] != 3:
         return pixels
@@ -290,5 +287,3 @@ def to_unit_range(image: Image.Image) -> torch.Tensor:
     array = np.array(image)
     pixels = torch.from_numpy(array if array.ndim == 3 else array[:, :, None]).permute(2, 0, 1)
     return pixels.contiguous().float() / 255
-
-

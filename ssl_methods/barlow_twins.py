@@ -22,9 +22,9 @@ class BarlowTwins(ImageMethod):
         redundancy_weight: lambda (0.0051).
         loss_scale: what the loss is multiplied with. Matters with LARS, which leaves vectors out; for a projector
             narrower than 8192 the authors suggest about 196 / dim.
-        published_gradient: the published code's all-reduce is invisible to autograd, so that its gradients are the true
-            ones over the number of ranks. On, this reproduces them; its learning rate of biases, 0.0048, belongs to
-            such gradients on 16 ranks.
+        published_gradient: the published code's all-reduce is invisible to autograd, so that its gradients are the
+            true ones over the number of ranks. On, this reproduces them; the published learning rate of biases,
+            0.0048, belongs to such gradients on 16 ranks.
         chunk_size: see `ImageMethod`.
     """
 
@@ -60,7 +60,7 @@ class BarlowTwins(ImageMethod):
             others = (correlation.square().sum() - diagonal.square().sum()) / max(1, dim * (dim - 1))
             extra = {"correlation_diagonal": diagonal.mean(), "correlation_off_diagonal": others.sqrt()}
         first, second = (projection.detach() for projection in projections)
-        return MethodOutput(loss=loss, projections=first, queries=first, keys=second, extra=extra)
+        return MethodOutput(loss=loss, projections=first, queries=first, targets=second, extra=extra)
 
     def _correlation(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         """C (dim, dim): standardised coordinates over the batch of all ranks, with biased variances."""
@@ -76,5 +76,3 @@ class BarlowTwins(ImageMethod):
 
     def levels(self, batch_size: int) -> dict[str, float]:
         return super().levels(batch_size) | {"correlation_diagonal": 0.0}
-
-

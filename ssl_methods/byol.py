@@ -58,7 +58,7 @@ class Byol(ImageMethod):
             loss=byol_loss(predictions[0], targets[1]) + byol_loss(predictions[1], targets[0]),  # a sum, not a mean
             projections=projections[0].detach(),
             queries=predictions[0].detach(),
-            keys=targets[1],
+            targets=targets[1],
         )
 
     def chance_losses(self, batch_size: int) -> dict[str, float]:

@@ -53,7 +53,7 @@ def draw_views(views: torch.Tensor, mean: Sequence[float], std: Sequence[float],
 
 
 def draw_neighbours(
-    features: torch.Tensor, pictures: Sequence[Any], labels: Sequence[Any] | None, path: Path, seed: int = 0
+    features: torch.Tensor, pictures: Any, labels: Sequence[Any] | None, path: Path, seed: int = 0
 ) -> Path:
     """Eight pictures drawn by a fixed seed, each with its six nearest; a frame tells whether the class is the same."""
     rows = nn.functional.normalize(features.float(), dim=1)
@@ -86,21 +86,22 @@ def draw_map(features: torch.Tensor, labels: Sequence[Any] | None, names: Sequen
         from sklearn.manifold import TSNE
 
         start = (centred @ directions[: min(50, len(directions))].T).numpy()
-        places = TSNE(metric="cosine", init="random", random_state=0, perplexity=min(30, len(rows) // 4)).fit_transform(start)
+        layout = TSNE(metric="cosine", init="random", random_state=0, perplexity=min(30, len(rows) // 4))
+        places = layout.fit_transform(start)
         title = "t-SNE"
     except ImportError:
         places, title = (centred @ directions[:2].T).numpy(), "principal components"
     figure = _figure(7.5, 6)
     axes = figure.add_subplot()
     if labels is None:
-        axes.scatter(*places.T, s=9, color="#0072B2")
+        axes.scatter(places[:, 0], places[:, 1], s=9, color="#0072B2")
     else:
         own = np.asarray(labels)[chosen]
         markers = "osD^vPX*<>"
         for number, label in enumerate(np.unique(own)):
             name = str(names[int(label)]) if names is not None else str(label)
-            points = places[own == label].T
-            axes.scatter(*points, s=14, label=name, marker=markers[number % 10], color=f"C{number % 10}", alpha=0.8)
+            x, y = places[own == label].T
+            axes.scatter(x, y, s=14, label=name, marker=markers[number % 10], color=f"C{number % 10}", alpha=0.8)
         if len(np.unique(own)) <= 20:
             axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.set_title(f"Features of {len(chosen)} pictures: {title}", fontsize=11, loc="left")

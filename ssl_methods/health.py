@@ -36,7 +36,8 @@ def pair_statistics(queries: torch.Tensor, keys: torch.Tensor) -> dict[str, torc
         queries, keys: (batch, dim); row i of both comes from one image.
 
     Returns: `positive_similarity` and `negative_similarity` (means of cosines), `alignment` (mean squared distance of
-    positives, 2 - 2 cos) and `contrastive_accuracy` (share of queries whose nearest key is their own; chance 1 / batch).
+    positives, 2 - 2 cos) and `contrastive_accuracy` (share of queries whose nearest key is their own;
+        chance 1 / batch).
     """
     similarity = normalized(queries) @ normalized(keys).T
     n = len(similarity)

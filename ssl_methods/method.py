@@ -31,7 +31,7 @@ class MethodOutput(ModelOutput):
 
     loss: scalar.
     projections: (batch, dim) of the online projector for view 1, what collapse shows in.
-    queries, keys: (batch, dim), what the loss brings together, row by row.
+    queries, targets: (batch, dim), what the loss brings together, row by row.
     new_keys: (ranks * batch, dim) for the queue, where there is one.
     extra: further scalars worth a curve.
     """
@@ -39,18 +39,18 @@ class MethodOutput(ModelOutput):
     loss: torch.Tensor | None = None
     projections: torch.Tensor | None = None
     queries: torch.Tensor | None = None
-    keys: torch.Tensor | None = None
+    targets: torch.Tensor | None = None
     new_keys: torch.Tensor | None = None
     extra: dict[str, torch.Tensor] | None = None
 
     @torch.no_grad()
     def metrics(self) -> dict[str, torch.Tensor]:
         """Scalars of every step, still on the device. See `ssl_methods.health`."""
-        assert self.projections is not None and self.queries is not None and self.keys is not None
+        assert self.projections is not None and self.queries is not None and self.targets is not None
         return {
             "projection_spread": projection_spread(self.projections),
             "uniformity": uniformity(self.projections),
-            **pair_statistics(self.queries, self.keys),
+            **pair_statistics(self.queries, self.targets),
             **(self.extra or {}),
         }
 
@@ -93,9 +93,7 @@ class ImageMethod(nn.Module):
         self.momentum_copy: MomentumCopy | None = None
         self.momentum, self.momentum_schedule, self.chunk_size = momentum, momentum_schedule, chunk_size
 
-    # -- encoders ------------------------------------------------------------------------------------------------------
-
-    def encode(self, backbone: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+    def encode(self, backbone: Any, pixels: torch.Tensor) -> torch.Tensor:
         """Pooled features (batch, width), `chunk_size` images at a time. pixels: (batch, channels, height, width)."""
         if not self.chunk_size or len(pixels) <= self.chunk_size:
             return backbone(pixels).pooled
@@ -116,8 +114,6 @@ class ImageMethod(nn.Module):
     def online_modules(self) -> Mapping[str, nn.Module]:
         """What the momentum copies follow: backbone and projector."""
         return {"backbone": self.backbone, "projector": self.projector}
-
-    # -- called by the loop --------------------------------------------------------------------------------------------
 
     def momentum_at(self, step: int, total_steps: int) -> float:
         """The momentum after optimizer step `step`, counted from 0 (BYOL, section 3.2)."""
@@ -172,8 +168,6 @@ class ImageMethod(nn.Module):
     def chance_losses(self, batch_size: int) -> dict[str, float]:
         """The loss of a method that knows nothing. batch_size: images per device."""
         return {}
-
-    # -- for the methods -----------------------------------------------------------------------------------------------
 
     def gathered(self, features: torch.Tensor) -> torch.Tensor:
         """Rows of all ranks, without gradient."""

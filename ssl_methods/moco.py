@@ -31,6 +31,7 @@ class MoCoV1(ImageMethod):
     """
 
     name = "moco_v1"
+    keys_seen: torch.Tensor
     per_device_batch_norm = True
 
     def __init__(
@@ -67,7 +68,7 @@ class MoCoV1(ImageMethod):
             keys = self._keys(second, shuffle_draws)
         loss = queue_contrastive_loss(queries, keys, self.queue.features.to(queries.dtype), self.temperature)
         return MethodOutput(
-            loss=loss, projections=queries.detach(), queries=queries.detach(), keys=keys, new_keys=gather_rows(keys)
+            loss=loss, projections=queries.detach(), queries=queries.detach(), targets=keys, new_keys=gather_rows(keys)
         )
 
     def _keys(self, pixels: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
@@ -109,7 +110,7 @@ class MoCoV1(ImageMethod):
 
 
 class MoCoV2(MoCoV1):
-    """MoCo with a perceptron for a projector; its stronger augmentation, T = 0.2 and cosine schedule are in the recipe.
+    """MoCo with a perceptron for a projector and T = 0.2; its augmentation and cosine schedule are in the recipe.
 
     Args: as `MoCoV1`.
     """

@@ -81,7 +81,7 @@ class MoCoV3(ImageMethod):
             loss=loss,  # type: ignore[arg-type]
             projections=projections[0].detach(),
             queries=queries[0].detach(),
-            keys=keys[1],
+            targets=keys[1],
         )
 
     def momentum_at(self, step: int, total_steps: int) -> float:
@@ -96,5 +96,3 @@ class MoCoV3(ImageMethod):
         if self.backbone.prefix_tokens and any(p.requires_grad for p in patch_projection(self.backbone)):
             found.append("the patch projection trains: MoCo v3 on a ViT is unstable without freeze_patch_projection")
         return found
-
-

@@ -71,6 +71,7 @@ def has_batch_norm(module: nn.Module) -> bool:
 def _replace(module: nn.Module, replacement: type[_BatchNorm]) -> None:
     for name, part in module.named_children():
         if type(part) in (nn.BatchNorm1d, nn.BatchNorm2d):
+            assert isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d))
             new = replacement(part.num_features, part.eps, part.momentum, part.affine, part.track_running_stats)
             new.load_state_dict(part.state_dict())
             setattr(module, name, new.train(part.training))

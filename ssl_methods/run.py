@@ -51,7 +51,8 @@ def build_method(arguments: ModelArguments) -> ImageMethod:
     parameters = [
         name
         for base in method.__mro__
-        for name, parameter in inspect.signature(base.__init__).parameters.items()
+        if issubclass(base, ImageMethod)
+        for name, parameter in inspect.signature(base).parameters.items()
         if parameter.kind == inspect.Parameter.KEYWORD_ONLY
     ]
     check_keys(arguments.method_options, list(dict.fromkeys(parameters)), "method_options")
@@ -98,8 +99,8 @@ def load_pictures(arguments: DataArguments, size: int, channels: int) -> tuple[P
     """Training and test pictures with labels; None where the data has no labels."""
     if arguments.label_column is None:
         return None
-    common = {"image_column": arguments.image_column, "caption_column": None, "label_column": arguments.label_column}
-    common |= {"image_root": arguments.image_root}
+    common: dict[str, Any] = {"image_column": arguments.image_column, "image_root": arguments.image_root}
+    common |= {"caption_column": None, "label_column": arguments.label_column}
     train = load_corpus(arguments.dataset, split=arguments.split, options=arguments.dataset_options, **common)
     test = load_corpus(
         arguments.evaluation_dataset or arguments.dataset,
@@ -140,9 +141,9 @@ class ImageRun:
         name = data_arguments.evaluation_dataset or data_arguments.dataset
         self.evaluation_name = "" if self.pictures is None else f"{name}, dino-knn"
 
-    def evaluate(self, model: ImageMethod) -> dict[str, float]:
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Nearest-neighbour accuracy of the online encoder. On all ranks."""
-        assert self.pictures is not None
+        assert self.pictures is not None and isinstance(model, ImageMethod)
         train, test = (part.features(model.backbone, self.accelerator.device) for part in self.pictures)
         neighbours, temperature = KNN_PROTOCOLS["dino-knn"]
         found = knn_accuracy(train, self.pictures[0].labels, test, self.pictures[1].labels, neighbours, temperature)
@@ -188,7 +189,6 @@ class ImageRun:
                     rows,
                 ),
             )
-            # One row's worth of pictures is decoded at a time.
             sections += [
                 picture_section(
                     "Nearest neighbours",
@@ -196,7 +196,9 @@ class ImageRun:
                     draw_neighbours(features[1], test, labels, folder / "neighbours.png"),
                 ),
                 picture_section(
-                    "Map", "Test pictures by their features.", draw_map(features[1], labels, test.names, folder / "map.png")
+                    "Map",
+                    "Test pictures by their features.",
+                    draw_map(features[1], labels, test.names, folder / "map.png"),
                 ),
             ]
         plot_curves(folder / "log.jsonl", folder / "curves.png")
@@ -209,7 +211,8 @@ class ImageRun:
         neighbours, temperature = KNN_PROTOCOLS["dino-knn"]
         found = knn_accuracy(features[0], labels[0], features[1], labels[1], neighbours, temperature)
         metrics = {f"knn_{k}": value for k, value in found.items()}
-        metrics["logistic_regression"] = logistic_regression(features[0], labels[0], features[1], labels[1])["accuracy"]
+        regression = logistic_regression(features[0], labels[0], features[1], labels[1])
+        metrics["logistic_regression"] = regression["accuracy"]
         row = {"kind": "evaluation", "step": step, "name": self.evaluation_name, "metrics": metrics}
         with (folder / "log.jsonl").open("a", encoding="utf-8") as handle:
             handle.write(json.dumps(row) + "\n")
@@ -218,9 +221,7 @@ class ImageRun:
         return metrics
 
 
-def save_backbone(
-    method: ImageMethod, folder: Path, size: int, mean: Sequence[float], std: Sequence[float]
-) -> None:
+def save_backbone(method: ImageMethod, folder: Path, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
     """The online encoder as a folder that `AutoModel`, `pipeline("image-feature-extraction")` and ALBEF's
     `vision_model` read, this package installed or not."""
     method.backbone.backbone.save_pretrained(folder)

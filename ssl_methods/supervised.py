@@ -51,6 +51,7 @@ def train_supervised(
         optimizer.zero_grad()
         loss.backward()
         warm = min(1.0, (step + 1) / 50)
-        optimizer.param_groups[0]["lr"] = learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / (epochs * batches)))
+        falling = 0.5 * (1 + math.cos(math.pi * step / (epochs * batches)))
+        optimizer.param_groups[0]["lr"] = learning_rate * warm * falling
         optimizer.step()
     return backbone.eval()

@@ -21,12 +21,12 @@ def _find(module: nn.Module, names: tuple[str, ...], what: str) -> torch.Tensor:
 
 
 def patch_projection(backbone: VisionBackbone) -> list[nn.Parameter]:
-    """Weight and bias of the layer that turns patches into tokens; empty where the backbone has none by a known name."""
+    """Weight and bias of the layer that turns patches into tokens; empty where no name is known."""
     return [p for name, p in backbone.backbone.named_parameters() if name.startswith(_PATCHES)]
 
 
 def sine_cosine_positions(rows: int, columns: int, width: int) -> torch.Tensor:
-    """(rows * columns, width): sine and cosine of the column, then of the row, at width / 4 frequencies from 1 to 1e-4.
+    """(rows * columns, width): sine and cosine of the column, then of the row, at width / 4 frequencies, 1 to 1e-4.
 
     Raises:
         ValueError: a width that 4 does not divide.
@@ -35,16 +35,14 @@ def sine_cosine_positions(rows: int, columns: int, width: int) -> torch.Tensor:
         raise ValueError(f"two-dimensional sine-cosine positions need a width that 4 divides, not {width}")
     frequencies = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     down, across = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    parts = [
-        function(place.flatten()[:, None] * frequencies) for place in (across, down) for function in (torch.sin, torch.cos)
-    ]
-    return torch.cat(parts, dim=1).float()
+    angles = [place.flatten()[:, None] * frequencies for place in (across, down)]
+    return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1).float()
 
 
 @torch.no_grad()
 def initialize_vit(backbone: VisionBackbone) -> None:
-    """Fixed two-dimensional sine-cosine positions, a class token near 0, Xavier-uniform layers (queries, keys and values
-    each by itself) and a patch projection drawn from U(+-sqrt(6 / (channels * patch^2 + width))).
+    """Fixed two-dimensional sine-cosine positions, a class token near 0, Xavier-uniform layers (queries, keys and
+    values each by itself) and a patch projection drawn from U(+-sqrt(6 / (channels * patch^2 + width))).
 
     Raises:
         ValueError: the backbone is not a plain ViT.

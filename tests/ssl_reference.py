@@ -25,7 +25,9 @@ def moco_loss(q, k, queue, temperature):
 
 
 def moco_v3_loss(q, k, temperature):
-    rows = [cross_entropy_row(torch.stack([q[i] @ k[j] for j in range(len(k))]) / temperature, i) for i in range(len(q))]
+    rows = []
+    for i in range(len(q)):
+        rows.append(cross_entropy_row(torch.stack([q[i] @ k[j] for j in range(len(k))]) / temperature, i))
     return torch.stack(rows).mean() * 2 * temperature
 
 
@@ -54,7 +56,8 @@ class Reference:
     """
 
     def __init__(self, kind, backbone, projector, predictor, *, temperature, momentum, total, queue=None, weight=None):
-        self.kind, self.total, self.momentum, self.temperature, self.weight = kind, total, momentum, temperature, weight
+        self.kind, self.total, self.momentum = kind, total, momentum
+        self.temperature, self.weight = temperature, weight
         self.online = nn.ModuleList([backbone, projector])
         self.predictor = predictor
         self.copy = copy.deepcopy(self.online)

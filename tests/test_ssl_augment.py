@@ -177,11 +177,10 @@ def test_pillow_and_tensors_are_chosen_by_config():
 
 
 def test_grey_pictures():
-    data = build_two_view_data(
-        digits(), image_size=16, channels=1, mean=(0.5,), std=(0.25,), batch_size=4, seed=0
-    )
+    data = build_two_view_data(digits(), image_size=16, channels=1, mean=(0.5,), std=(0.25,), batch_size=4, seed=0)
     batch = next(data.batches())
     batch.pop("rejected")
     assert data.to_device(batch, torch.device("cpu"))["views"].shape == (4, 2, 1, 16, 16)
     with pytest.raises(ValueError, match="1 or 3 channels"):
-        next(build_two_view_data(digits(), image_size=8, channels=2, mean=(0,), std=(1,), batch_size=4, seed=0).batches())
+        data = build_two_view_data(digits(), image_size=8, channels=2, mean=(0,), std=(1,), batch_size=4, seed=0)
+        next(data.batches())

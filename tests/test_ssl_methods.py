@@ -43,8 +43,8 @@ def test_keys_enter_the_queue_after_the_loss():
     output = step(method)
     assert torch.equal(method.queue.features, before)
     method.enqueue(output)
-    assert torch.equal(method.queue.features[: len(output.keys)], output.keys)
-    again = queue_contrastive_loss(output.queries, output.keys, before, method.temperature)
+    assert torch.equal(method.queue.features[: len(output.targets)], output.targets)
+    again = queue_contrastive_loss(output.queries, output.targets, before, method.temperature)
     assert output.loss.item() == pytest.approx(again.item(), rel=1e-5)
 
 
@@ -60,7 +60,7 @@ def test_byol_sums_both_directions():
     views, draws = views_of(0)
     whole = method(views, draws)
     swapped = method(views.flip(1), draws)
-    one = byol_loss(whole.queries, whole.keys) + byol_loss(swapped.queries, swapped.keys)
+    one = byol_loss(whole.queries, whole.targets) + byol_loss(swapped.queries, swapped.targets)
     torch.testing.assert_close(whole.loss, one)
 
 
@@ -90,7 +90,7 @@ def test_gradients_of_the_losses(name):
     assert torch.autograd.gradcheck(losses[name], (a, b))
 
 
-# -- heads and backbones as published ------------------------------------------------------------------------------------
+# -- heads and backbones as published ---------------------------------------------------------------------------------
 
 
 def layers(head):
@@ -134,7 +134,8 @@ def test_heads_are_the_published_ones():
 
 def test_batch_norm_is_synchronized_where_published():
     for name in METHODS:
-        kinds = {type(m) for m in tiny_method(name).backbone.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+        modules = tiny_method(name).backbone.modules()
+        kinds = {type(m) for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm)}
         assert kinds == ({nn.BatchNorm2d} if name in ("moco_v1", "moco_v2") else {SyncBatchNorm}), name
 
 
@@ -145,7 +146,7 @@ def test_moco_v3_prepares_a_vit():
     assert not table.requires_grad and torch.equal(table[0, 0], torch.zeros(16))
     assert torch.equal(table[0, 1:], sine_cosine_positions(2, 2, 16))
     assert model.embeddings.cls_token.abs().max() < 1e-5
-    assert all(not p.requires_grad for p in patch_projection(method.backbone)) and len(patch_projection(method.backbone)) == 2
+    assert [p.requires_grad for p in patch_projection(method.backbone)] == [False, False]
     bound = math.sqrt(6 / (16 + 16))
     assert 0.9 * bound < model.layers[0].attention.q_proj.weight.abs().max() <= bound
     assert torch.equal(method.momentum_copy.backbone.backbone.embeddings.position_embeddings, table)
@@ -249,7 +250,12 @@ def test_chunks_do_not_keep_activations_nor_count_statistics_twice():
         seen = {}
         method = tiny_method("barlow_twins", "vit").train()
         method.chunk_size = chunk
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: seen.setdefault(t.data_ptr(), t) is None or t, lambda t: t):
+
+        def pack(tensor):
+            seen[tensor.data_ptr()] = tensor
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             step(method, batch=16)
         return sum(t.numel() for t in seen.values())
 
@@ -278,9 +284,9 @@ def test_shuffling_changes_the_order_of_normalisation_only():
     """Keys come back in their own order, and without batch normalisation shuffling does nothing."""
     still = tiny_method("moco_v2", shuffle_keys=False, batch_norm_splits=1).double().train()
     moved = tiny_method("moco_v2", shuffle_keys=True, batch_norm_splits=1).double().train()
-    torch.testing.assert_close(step(still).keys, step(moved).keys)  # one part: the statistics are the same
+    torch.testing.assert_close(step(still).targets, step(moved).targets)  # one part: the statistics are the same
     halves = tiny_method("moco_v2", shuffle_keys=True, batch_norm_splits=2).double().train()
-    assert not torch.allclose(step(still).keys, step(halves).keys)
+    assert not torch.allclose(step(still).targets, step(halves).targets)
     assert tiny_method("moco_v2", "vit").shuffle_keys is False
 
 

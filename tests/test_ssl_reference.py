@@ -96,7 +96,8 @@ def test_twenty_steps_equal_the_reference(name, kind):
         torch.testing.assert_close(output.loss, expected, atol=1e-9, rtol=1e-9)
         own = dict(method.named_parameters())
         for n, p in named:
-            torch.testing.assert_close(own[n].grad, p.grad, atol=1e-9, rtol=1e-7, msg=lambda t, n=n, s=step: f"{s} {n} {t}")
+            where = f"step {step}, {n}"
+            torch.testing.assert_close(own[n].grad, p.grad, atol=1e-9, rtol=1e-7, msg=lambda t, w=where: f"{w}: {t}")
         if hasattr(method, "enqueue"):
             method.enqueue(output)
         reference.after_backward()
@@ -117,8 +118,8 @@ def test_twenty_steps_equal_the_reference(name, kind):
         method.update_momentum(step, STEPS)
         reference.after_step()
     for n, p in named:
-        # A key's bias moves no softmax, and a bias before batch normalisation moves nothing: their gradients are rounding
-        # noise, which AdamW scales up.
+        # A key's bias moves no softmax, and a bias before batch normalisation moves nothing: their gradients are
+        # rounding noise, which AdamW scales up.
         atol = 1e-7 if n.endswith(("k_proj.bias", "backbone.layernorm.bias")) else 1e-9
         torch.testing.assert_close(own[n], p, atol=atol, rtol=1e-7, msg=lambda t, n=n: f"{n} {t}")
     if method.momentum_copy is not None:

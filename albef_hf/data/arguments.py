@@ -9,7 +9,8 @@ class DataArguments:
     dataset: str = field(
         default="emoji",
         metadata={
-            "help": "`emoji`, `digits`, `fashion_mnist` (built in), a Hub id, an image folder, a saved Arrow folder, or Parquet, tar or JSON"
+            "help": "`emoji`, `digits`, `fashion_mnist` (built in), a Hub id, an image folder, a saved Arrow "
+            "folder, or Parquet, tar or JSON"
         },
     )
     dataset_options: dict[str, Any] = field(
@@ -36,9 +37,13 @@ class DataArguments:
         default=None, metadata={"help": "column with classes: image-only methods are evaluated with it, never trained"}
     )
     image_root: str | None = field(default=None, metadata={"help": "folder that relative picture paths start from"})
-    augmentation: str = field(default="albef", metadata={"help": "albef (published), crop, gentle or none; for image-only methods the name of a method"})
+    augmentation: str = field(
+        default="albef",
+        metadata={"help": "albef (published), crop, gentle or none; for image-only methods a publication's name"},
+    )
     augmentation_options: dict[str, Any] = field(
-        default_factory=dict, metadata={"help": "scale, flip, operations, magnitude; for image-only methods fields of ViewRecipe"}
+        default_factory=dict,
+        metadata={"help": "scale, flip, operations, magnitude; for image-only methods fields of ViewRecipe"},
     )
     augmentation_device: str = field(
         default="tensors", metadata={"help": "image-only: colours by tensors (on the device) or by pillow"}

@@ -175,7 +175,9 @@ def load_emoji_corpus(
     kept = [
         index
         for index, (design, group) in enumerate(zip(corpus["design"], corpus["group"], strict=True))
-        if design in wanted and (not labels or group in group_labels) and (part == "all" or (group in test) == (part == "test"))
+        if design in wanted
+        and (part == "all" or (group in test) == (part == "test"))
+        and (not labels or group in group_labels)
     ]
 
     def to_captions(row: dict) -> dict:

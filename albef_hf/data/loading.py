@@ -81,7 +81,7 @@ class Samples(Dataset):
 
     def _sample(self, key: SampleKey, batch: list[SampleKey]) -> dict[str, Any]:
         generator = random_generator(self.seed, 1, key.epoch, key.position)
-        rejected = []
+        rejected: list[dict[str, Any]] = []
         candidate = key
         for _ in range(ATTEMPTS):
             row, source, number = self._row(candidate)

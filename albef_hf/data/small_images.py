@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
-FASHION_NAMES = "top trouser pullover dress coat sandal shirt sneaker bag boot".split()
+FASHION_NAMES = ["top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot"]
 
 
 def _png(array: np.ndarray) -> dict[str, bytes | None]:
@@ -26,7 +26,7 @@ def _dataset(pictures: list[np.ndarray], labels: list[int], names: list[str]) ->
 
 
 def _place(digit: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """An 8 x 8 digit, 20 to 29 pixels high, somewhere on 32 x 32: a bright random colour on a dark random one, noise."""
+    """An 8 x 8 digit, 20 to 29 pixels high, somewhere on 32 x 32: a bright colour on a dark one, and noise."""
     side = int(generator.integers(20, 30))
     large = Image.fromarray((digit * (255 / 16)).astype(np.uint8)).resize((side, side), Image.Resampling.BILINEAR)
     mask = np.zeros((32, 32, 1))

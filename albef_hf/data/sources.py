@@ -152,8 +152,8 @@ def load_corpus(
     """Load a data set and check its columns. Pictures stay undecoded.
 
     Args:
-        dataset: `emoji`, `digits` or `fashion_mnist`, a Hub id, a folder of pictures with metadata, a saved Arrow folder, or a Parquet, JSON or tar
-            file (or pattern). The publication's JSON lists have `image_column="image"`, `caption_column="caption"`.
+        dataset: `emoji`, `digits` or `fashion_mnist`, a Hub id, a folder of pictures with metadata, a saved Arrow
+            folder, or a Parquet, JSON or tar file (or pattern). The publication's JSON lists have `image_column="image"`, `caption_column="caption"`.
         caption_column: None where captions are not wanted.
         label_column: classes, for evaluation only.
         image_root: folder that relative picture paths start from; that of the list where left out.
@@ -195,4 +195,5 @@ def load_corpus(
 
 
 # What describes a data set, in a mixture too.
-CORPUS_KEYS = tuple(name for name in inspect.signature(load_corpus).parameters if name not in ("streaming", "label_column"))
+_NOT_IN_MIXTURES = ("streaming", "label_column")
+CORPUS_KEYS = tuple(name for name in inspect.signature(load_corpus).parameters if name not in _NOT_IN_MIXTURES)

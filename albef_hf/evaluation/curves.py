@@ -154,8 +154,8 @@ def plot_curves(log_path: Path | str, out_png: Path | str) -> Path:
     if any(key.endswith("_accuracy") for row in log.train for key in row):
         panels.append(("Accuracy in training batches", _draw_accuracies))
     for name in dict.fromkeys(row.get("name", "") for row in log.evaluations):
-        rows = [row for row in log.evaluations if row.get("name", "") == name]
-        probes = any(key.startswith("knn_") for row in rows for key in row["metrics"])
+        own = [row for row in log.evaluations if row.get("name", "") == name]
+        probes = any(key.startswith("knn_") for row in own for key in row["metrics"])
         panels.append((name, _draw_probes if probes else _draw_retrieval))
 
     columns = min(COLUMNS, max(1, len(panels)))
@@ -321,8 +321,6 @@ def _draw_probes(axes: Axes, log: RunLog, name: str) -> None:
     rows = [row for row in log.evaluations if row.get("name", "") == name]
     for index, key in enumerate(dict.fromkeys(key for row in rows for key in row["metrics"])):
         points = [(row["step"], row["metrics"][key]) for row in rows if key in row["metrics"]]
-        axes.plot(
-            *zip(*points, strict=True), color=COLOURS[index % len(COLOURS)], marker="o", markersize=4, label=key
-        )
+        axes.plot(*zip(*points, strict=True), color=COLOURS[index % len(COLOURS)], marker="o", markersize=4, label=key)
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
     axes.legend(fontsize=7.5, frameon=False, labelcolor=INK)

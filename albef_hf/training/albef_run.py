@@ -1,4 +1,4 @@
-"""An ALBEF pre-training run for `scripts/pretrain.py`: what is built before the loop, measured in it, written after."""
+"""An ALBEF pre-training run for `scripts/pretrain.py`: what comes before the loop, within it and after."""
 
 import json
 from pathlib import Path

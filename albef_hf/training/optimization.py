@@ -51,7 +51,7 @@ def learning_rate(arguments: TrainingArguments, step: int, steps_per_epoch: int,
 class Lars(torch.optim.Optimizer):
     """Layer-wise adaptive rates, in the form of MoCo v3's and Barlow Twins' publications.
 
-    For a matrix p with gradient g:  d = g + decay * p,  d is multiplied with  trust * |p| / |d|  (1 where a norm is 0);
+    For a matrix p with gradient g:  d = g + decay * p,  times  trust * |p| / |d|  (1 where a norm is 0);
     for a vector d = g. Then  m = momentum * m + d  and  p = p - rate * m.
 
     Args:
