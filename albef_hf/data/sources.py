@@ -153,7 +153,8 @@ def load_corpus(
 
     Args:
         dataset: `emoji`, `digits` or `fashion_mnist`, a Hub id, a folder of pictures with metadata, a saved Arrow
-            folder, or a Parquet, JSON or tar file (or pattern). The publication's JSON lists have `image_column="image"`, `caption_column="caption"`.
+            folder, or a Parquet, JSON or tar file (or pattern). The publication's JSON lists have
+            `image_column="image"`, `caption_column="caption"`.
         caption_column: None where captions are not wanted.
         label_column: classes, for evaluation only.
         image_root: folder that relative picture paths start from; that of the list where left out.
