@@ -59,12 +59,9 @@ def main() -> None:
     def encoded(backbone: Any) -> list[torch.Tensor]:
         return [part.features(backbone.to(device), device) for part in loaded]
 
-    def pixels(_: Any) -> list[torch.Tensor]:
-        return [torch.stack([part.to_pixels(p).flatten() for p in part[list(range(len(part)))]]) for part in loaded]
-
     found: dict[str, Any] = {}
     if own.baselines:
-        found["raw pixels"] = pixels(None)
+        found["raw pixels"] = [part.encode(lambda pixels: pixels.flatten(1)) for part in loaded]
         found["random initialisation"] = encoded(untrained)
     if own.model:
         model_arguments.vision_model, model_arguments.vision_config = own.model, {}

@@ -50,7 +50,7 @@ class BarlowTwins(ImageMethod):
 
     def forward(self, views: torch.Tensor, shuffle_draws: torch.Tensor | None = None) -> MethodOutput:
         """views: (batch, 2, channels, height, width)."""
-        projections = [full_precision(self.projector(self.encode(self.backbone, view))) for view in view_pair(views)]
+        projections = [full_precision(projection) for projection in self.project(self, view_pair(views))]
         with torch.autocast(views.device.type, enabled=False):
             correlation = self._correlation(*projections)
             loss = self.loss_scale * barlow_twins_loss(correlation, self.redundancy_weight)

@@ -49,11 +49,10 @@ class Byol(ImageMethod):
         """views: (batch, 2, channels, height, width)."""
         assert self.momentum_copy is not None
         pair = view_pair(views)
-        projections = [self.projector(self.encode(self.backbone, view)) for view in pair]
+        projections = self.project(self, pair)
         predictions = [self.predictor(projection) for projection in projections]
         with torch.no_grad():
-            copied = self.momentum_copy
-            targets = [copied.projector(self.encode(copied.backbone, view)) for view in pair]
+            targets = self.project(self.momentum_copy, pair)
         return MethodOutput(
             loss=byol_loss(predictions[0], targets[1]) + byol_loss(predictions[1], targets[0]),  # a sum, not a mean
             projections=projections[0].detach(),

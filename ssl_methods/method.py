@@ -14,7 +14,6 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.utils import ModelOutput
 
-from albef_hf.gathering import gather_rows
 from albef_hf.momentum import MomentumCopy
 from albef_hf.vision_backbone import VisionBackbone
 
@@ -111,6 +110,10 @@ class ImageMethod(nn.Module):
             ]
         )
 
+    def project(self, encoders: Any, views: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Projections (batch, dim), one view after the other. encoders: the method itself, or its copies."""
+        return [encoders.projector(self.encode(encoders.backbone, view)) for view in views]
+
     def online_modules(self) -> Mapping[str, nn.Module]:
         """What the momentum copies follow: backbone and projector."""
         return {"backbone": self.backbone, "projector": self.projector}
@@ -168,10 +171,6 @@ class ImageMethod(nn.Module):
     def chance_losses(self, batch_size: int) -> dict[str, float]:
         """The loss of a method that knows nothing. batch_size: images per device."""
         return {}
-
-    def gathered(self, features: torch.Tensor) -> torch.Tensor:
-        """Rows of all ranks, without gradient."""
-        return gather_rows(features.detach())
 
 
 def view_pair(views: torch.Tensor) -> Sequence[torch.Tensor]:

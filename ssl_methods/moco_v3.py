@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from albef_hf.gathering import rank, world_size
+from albef_hf.gathering import gather_rows, rank, world_size
 from albef_hf.momentum import MomentumCopy
 from albef_hf.vision_backbone import VisionBackbone
 
@@ -66,12 +66,11 @@ class MoCoV3(ImageMethod):
         """views: (batch, 2, channels, height, width)."""
         assert self.momentum_copy is not None
         pair = view_pair(views)
-        projections = [self.projector(self.encode(self.backbone, view)) for view in pair]
+        projections = self.project(self, pair)
         queries = [normalized(self.predictor(projection)) for projection in projections]
         with torch.no_grad():
-            copied = self.momentum_copy
-            keys = [normalized(copied.projector(self.encode(copied.backbone, view))) for view in pair]
-            everyone = [self.gathered(key) for key in keys]
+            keys = [normalized(key) for key in self.project(self.momentum_copy, pair)]
+            everyone = [gather_rows(key) for key in keys]
         first = rank() * len(views)
         loss = sum(
             batch_contrastive_loss(query, key, self.temperature, first)

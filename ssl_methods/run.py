@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from albef_hf.evaluation.report import picture_section, table_section, write_rep
 from albef_hf.gathering import gather_rows, rank, world_size
 from albef_hf.training.arguments import ModelArguments, TrainingArguments
 from albef_hf.training.initialization import build_vision_backbone
+from albef_hf.training.loop import append_row
 
 from . import METHODS
 from .augment import normalize_pixels, to_unit_range
@@ -84,15 +84,24 @@ class Pictures:
         image = to_channels(decode_image(picture), self.channels).resize((self.size, self.size), 3)
         return normalize_pixels(to_unit_range(image), self.mean, self.std)
 
-    def features(self, backbone: nn.Module, device: torch.device | str = "cpu") -> torch.Tensor:
-        """(pictures, width) on all ranks, each of which encodes its share."""
+    def select(self, rows: Sequence[int]) -> "Pictures":
+        """Some of the pictures, none of them read yet."""
+        return Pictures(self.corpus.select(rows), self.size, self.channels)
+
+    def encode(self, encode: Any, device: torch.device | str = "cpu") -> torch.Tensor:
+        """What a function makes of pixels (batch, channels, h, w): all pictures, on all ranks; each does its share."""
         share = -(-len(self) // world_size())
-        rows = [(rank() * share + row) % len(self) for row in range(share)]
+        mine = self.select([(rank() * share + row) % len(self) for row in range(share)])
+        found = extract_features(encode, mine, self.to_pixels, device)
+        return gather_rows(found.to(device)).cpu()[: len(self)]
+
+    def features(self, backbone: nn.Module, device: torch.device | str = "cpu") -> torch.Tensor:
+        """Pooled features (pictures, width) on all ranks."""
         training = backbone.training
         backbone.eval()
-        found = extract_features(lambda pixels: backbone(pixels).pooled, self[rows], self.to_pixels, device)
+        found = self.encode(lambda pixels: backbone(pixels).pooled, device)
         backbone.train(training)
-        return gather_rows(found.to(device)).cpu()[: len(self)]
+        return found
 
 
 def load_pictures(arguments: DataArguments, size: int, channels: int) -> tuple[Pictures, Pictures] | None:
@@ -144,9 +153,13 @@ class ImageRun:
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Nearest-neighbour accuracy of the online encoder. On all ranks."""
         assert self.pictures is not None and isinstance(model, ImageMethod)
-        train, test = (part.features(model.backbone, self.accelerator.device) for part in self.pictures)
-        neighbours, temperature = KNN_PROTOCOLS["dino-knn"]
-        found = knn_accuracy(train, self.pictures[0].labels, test, self.pictures[1].labels, neighbours, temperature)
+        return self._neighbours([part.features(model.backbone, self.accelerator.device) for part in self.pictures])
+
+    def _neighbours(self, features: Sequence[torch.Tensor]) -> dict[str, float]:
+        """features: of the training and the test pictures."""
+        assert self.pictures is not None
+        train, test = (part.labels for part in self.pictures)
+        found = knn_accuracy(features[0], train, features[1], test, *KNN_PROTOCOLS["dino-knn"])
         return {f"knn_{k}": value for k, value in found.items()}
 
     def draw(self, batch: dict[str, Any], path: Path) -> Path:
@@ -207,15 +220,11 @@ class ImageRun:
 
     def _probe(self, features: Sequence[torch.Tensor], folder: Path, step: int) -> dict[str, float]:
         assert self.pictures is not None
-        labels = [part.labels for part in self.pictures]
-        neighbours, temperature = KNN_PROTOCOLS["dino-knn"]
-        found = knn_accuracy(features[0], labels[0], features[1], labels[1], neighbours, temperature)
-        metrics = {f"knn_{k}": value for k, value in found.items()}
-        regression = logistic_regression(features[0], labels[0], features[1], labels[1])
-        metrics["logistic_regression"] = regression["accuracy"]
+        train, test = (part.labels for part in self.pictures)
+        regression = logistic_regression(features[0], train, features[1], test)
+        metrics = self._neighbours(features) | {"logistic_regression": regression["accuracy"]}
         row = {"kind": "evaluation", "step": step, "name": self.evaluation_name, "metrics": metrics}
-        with (folder / "log.jsonl").open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps(row) + "\n")
+        append_row(folder / "log.jsonl", row)
         for name, value in metrics.items():
             print(f"{name:32} {100 * value:6.2f} %")
         return metrics

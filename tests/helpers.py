@@ -1,5 +1,8 @@
 """Small models and batches that the tests share."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -72,6 +75,25 @@ def tiny_batch(size: int = 4, length: int = 9, seed: int = 0, image_size: int = 
         "caption_ids": torch.arange(size) + 100 * seed,
         "negative_draws": torch.rand(size, 2, generator=generator),
     }
+
+
+def run_two_ranks(worker: Path, folder: Path) -> list[dict[str, torch.Tensor]]:
+    """What a worker script (folder, rank, ranks) saves as rank0 and rank1 in a group of two processes."""
+    environment = {**os.environ, "PYTHONPATH": str(worker.parent.parent), "OMP_NUM_THREADS": "1"}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, str(worker), str(folder), str(rank), "2"],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for process in workers:
+        printed, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, printed
+    return [load_file(folder / f"rank{rank}.safetensors") for rank in range(2)]
 
 
 def to_double(batch: dict) -> dict:

@@ -1,36 +1,18 @@
 """Two processes against one on the same global batch (negatives over all ranks, dropout 0, float64)."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from distributed_worker import run_steps
-from safetensors.torch import load_file
+from helpers import run_two_ranks
 
 WORKER = Path(__file__).parent / "distributed_worker.py"
 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("two_ranks")
-    environment = {**os.environ, "PYTHONPATH": str(WORKER.parent.parent), "OMP_NUM_THREADS": "1"}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), str(folder), str(rank), "2"],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for worker in workers:
-        printed, _ = worker.communicate(timeout=240)
-        assert worker.returncode == 0, printed
-    return [load_file(folder / f"rank{rank}.safetensors") for rank in range(2)]
+    return run_two_ranks(WORKER, tmp_path_factory.mktemp("two_ranks"))
 
 
 def test_two_ranks_equal_one_process(two_ranks):

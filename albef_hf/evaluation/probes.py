@@ -25,7 +25,7 @@ PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 @torch.no_grad()
 def extract_features(
     encode: Callable[[torch.Tensor], torch.Tensor],
-    pictures: Sequence[Any],
+    pictures: Any,
     to_pixels: Callable[[Any], torch.Tensor],
     device: torch.device | str = "cpu",
     batch_size: int = 256,
@@ -35,7 +35,8 @@ def extract_features(
 
     Args:
         encode: (batch, channels, h, w) -> (batch, width).
-        pictures: undecoded pictures. to_pixels: a picture as a normalised tensor (channels, h, w).
+        pictures: a sequence of undecoded pictures, read a slice at a time.
+        to_pixels: a picture as a normalised tensor (channels, h, w).
     """
     found = []
     for start in tqdm(range(0, len(pictures), batch_size), desc="features", unit="batch", disable=not progress):
@@ -64,7 +65,7 @@ def knn_accuracy(
     Returns: accuracy in 0 .. 1 by k. A k beyond the training rows takes them all.
     """
     bank = nn.functional.normalize(train_features.float(), dim=1)
-    classes = int(torch.cat([train_labels, test_labels]).max()) + 1
+    classes = _classes(train_labels, test_labels)
     most = min(max(neighbours), len(bank))
     right = dict.fromkeys(neighbours, 0)
     for start in range(0, len(test_features), chunk):
@@ -78,9 +79,14 @@ def knn_accuracy(
     return {k: count / len(test_features) for k, count in right.items()}
 
 
-def _standardized(train: torch.Tensor, *others: torch.Tensor) -> list[torch.Tensor]:
-    mean, deviation = train.mean(0), train.std(0).clamp(min=1e-6)
-    return [(features - mean) / deviation for features in (train, *others)]
+def _classes(*labels: torch.Tensor) -> int:
+    return int(torch.cat(labels).max()) + 1
+
+
+def _standardized(train: torch.Tensor, test: torch.Tensor) -> list[torch.Tensor]:
+    """Both in float32, by the statistics of the training rows."""
+    mean, deviation = train.float().mean(0), train.float().std(0).clamp(min=1e-6)
+    return [(features.float() - mean) / deviation for features in (train, test)]
 
 
 def _validation_split(labels: torch.Tensor, fraction: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -101,12 +107,11 @@ def fit_logistic_regression(
     layer = nn.Linear(features.shape[1], classes, dtype=features.dtype)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
-    rows = features
     optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=iterations, line_search_fn="strong_wolfe")
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(layer(rows), labels) + penalty / 2 * layer.weight.square().sum()
+        loss = nn.functional.cross_entropy(layer(features), labels) + penalty / 2 * layer.weight.square().sum()
         loss.backward()
         return loss
 
@@ -128,8 +133,8 @@ def logistic_regression(
 
     Returns: `accuracy` of the chosen penalty fitted on all training rows, `validation_accuracy`, `penalty`.
     """
-    train, test = _standardized(train_features.float(), test_features.float())
-    classes = int(torch.cat([train_labels, test_labels]).max()) + 1
+    train, test = _standardized(train_features, test_features)
+    classes = _classes(train_labels, test_labels)
     fit, held = _validation_split(train_labels, validation_fraction, seed)
     scores = []
     for penalty in penalties:
@@ -157,8 +162,8 @@ def linear_probe(
     Returns: `accuracy` on the test rows after the last epoch with the rate chosen on held-out training rows,
         `learning_rate`, `validation_accuracy`, and `by_learning_rate`, the held-out accuracy of each.
     """
-    train, test = _standardized(train_features.float(), test_features.float())
-    classes = int(torch.cat([train_labels, test_labels]).max()) + 1
+    train, test = _standardized(train_features, test_features)
+    classes = _classes(train_labels, test_labels)
     fit, held = _validation_split(train_labels, validation_fraction, seed)
     rates = torch.tensor(list(learning_rates))[:, None, None]
     generator = torch.Generator().manual_seed(seed)

@@ -1,6 +1,5 @@
 """An ALBEF pre-training run for `scripts/pretrain.py`: what comes before the loop, within it and after."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from ..evaluation.retrieval import RetrievalResult, evaluate_retrieval
 from .arguments import ModelArguments, TrainingArguments
 from .dry_run import draw_first_batch
 from .initialization import build_albef
+from .loop import append_row
 
 
 class AlbefRun:
@@ -72,9 +72,8 @@ class AlbefRun:
         if result is not None:
             (folder / "evaluations").mkdir(exist_ok=True)
             (folder / "evaluations" / f"step-{step:08d}.json").write_text(result.to_json())
-            row = {"step": step, "name": self.evaluation_name, "metrics": result.metrics}
-            with (folder / "log.jsonl").open("a", encoding="utf-8") as handle:
-                handle.write(json.dumps({"kind": "evaluation", **row}) + "\n")
+            row = {"kind": "evaluation", "step": step, "name": self.evaluation_name, "metrics": result.metrics}
+            append_row(folder / "log.jsonl", row)
             for name, value in result.metrics.items():
                 print(f"{name:32} {100 * value:6.2f} %   chance {100 * result.chance.get(name, float('nan')):5.2f} %")
         plot_curves(folder / "log.jsonl", folder / "curves.png")

