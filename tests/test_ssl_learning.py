@@ -63,9 +63,9 @@ HEADS = {"hidden_dim": 256, "dim": 64}
 TWINS = {"projector_dims": [256, 256, 256], "redundancy_weight": 0.01}
 # Options, learning rate and epochs. Momentum looks back over a part of so short a run only.
 RESNETS = {
-    "moco_v1": ({"queue_size": 1024, "momentum": 0.97, "temperature": 0.1, "batch_norm_splits": 4}, 0.06, 16),
-    "moco_v2": ({"queue_size": 1024, "momentum": 0.97, "batch_norm_splits": 4}, 0.06, 16),
-    "moco_v3": ({**HEADS, "momentum": 0.97, "temperature": 0.2}, 0.1, 14),
+    "moco_v1": ({"queue_size": 1024, "momentum": 0.97, "temperature": 0.1, "batch_norm_splits": 4}, 0.06, 10),
+    "moco_v2": ({"queue_size": 1024, "momentum": 0.97, "batch_norm_splits": 4}, 0.06, 10),
+    "moco_v3": ({**HEADS, "momentum": 0.97, "temperature": 0.2}, 0.1, 12),
     "byol": ({**HEADS, "momentum": 0.9}, 0.03, 24),
     "barlow_twins": (TWINS, 0.02, 16),
 }
