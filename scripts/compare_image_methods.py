@@ -18,6 +18,8 @@ from typing import Any
 
 import yaml
 
+from albef_hf.evaluation.curves import read_log
+
 SCRIPTS = Path(__file__).resolve().parent
 COLUMNS = {"knn_20": "20 neighbours", "knn_200": "200 neighbours", "logistic_regression": "logistic regression"}
 
@@ -25,10 +27,6 @@ COLUMNS = {"knn_20": "20 neighbours", "knn_200": "200 neighbours", "logistic_reg
 def run(script: str, *arguments: Any) -> None:
     command = [sys.executable, *(["-m", "accelerate.commands.launch"] if script == "pretrain.py" else [])]
     subprocess.run([*command, str(SCRIPTS / script), *map(str, arguments)], check=True)
-
-
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def measure(config: dict[str, Any], seeds: list[int], folder: Path) -> list[dict[str, Any]]:
@@ -42,8 +40,7 @@ def measure(config: dict[str, Any], seeds: list[int], folder: Path) -> list[dict
             if not (place / "report.html").is_file():
                 description.write_text(yaml.safe_dump({**config, "method": name, **own}), encoding="utf-8")
                 run("pretrain.py", description, "--seed", seed, "--output_dir", place)
-            metrics = [row for row in rows_of(place / "log.jsonl") if row["kind"] == "evaluation"][-1]["metrics"]
-            found.append({"name": name, "seed": seed, **metrics})
+            found.append({"name": name, "seed": seed, **read_log(place / "log.jsonl").evaluations[-1]["metrics"]})
         baselines, description = folder / f"baselines-{seed}.jsonl", folder / "baselines.yaml"
         if not baselines.is_file():
             description.write_text(yaml.safe_dump(config), encoding="utf-8")
@@ -52,7 +49,7 @@ def measure(config: dict[str, Any], seeds: list[int], folder: Path) -> list[dict
             options = ("--baselines", "--supervised_epochs", epochs, "--seed", seed, "--output", partial)
             run("evaluate_features.py", description, *options)
             os.replace(partial, baselines)
-        found += rows_of(baselines)
+        found += [json.loads(line) for line in baselines.read_text().splitlines()]
     return found
 
 

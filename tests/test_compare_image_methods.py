@@ -49,7 +49,7 @@ def test_runs_that_are_there_are_not_made_again(tmp_path, script, monkeypatch):
     monkeypatch.setattr(script, "run", run)
     (tmp_path / "byol-1").mkdir()
     (tmp_path / "byol-1" / "report.html").write_text("")
-    rows = [{"kind": "train", "loss": 1.0}, {"kind": "evaluation", "metrics": {"knn_20": 0.25}}]
+    rows = [{"kind": "train", "step": 1, "loss": 1.0}, {"kind": "evaluation", "step": 1, "metrics": {"knn_20": 0.25}}]
     (tmp_path / "byol-1" / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for _ in range(2):
         found = script.measure({"methods": {"byol": {}}, "supervised_epochs": 2}, [1], tmp_path)

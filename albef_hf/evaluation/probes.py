@@ -85,8 +85,9 @@ def _classes(*labels: torch.Tensor) -> int:
 
 def _standardized(train: torch.Tensor, test: torch.Tensor) -> list[torch.Tensor]:
     """Both in float32, by the statistics of the training rows."""
-    mean, deviation = train.float().mean(0), train.float().std(0).clamp(min=1e-6)
-    return [(features.float() - mean) / deviation for features in (train, test)]
+    train, test = train.float(), test.float()
+    mean, deviation = train.mean(0), train.std(0).clamp(min=1e-6)
+    return [(features - mean) / deviation for features in (train, test)]
 
 
 def _validation_split(labels: torch.Tensor, fraction: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
