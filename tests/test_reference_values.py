@@ -6,7 +6,7 @@ from helpers import load_reference, reference_model, to_double
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.models.vit import modeling_vit
 
-from albef_hf.convert_original import convert_pretraining_state
+from albef_hf.convert_original import convert_state
 from albef_hf.modeling_albef_text import eager_attention_forward
 
 SETTINGS = [("sdpa", False), ("eager", False), ("sdpa", True), ("eager", True)]
@@ -29,7 +29,7 @@ def saved_names(model, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tens
 
 
 def compare_state(model, expected: dict[str, torch.Tensor], values: dict[str, torch.Tensor]) -> int:
-    converted, _ = convert_pretraining_state(expected)
+    converted, _ = convert_state(expected, "pretraining")
     for name, tensor in converted.items():
         assert_exact(values[name], tensor, name)
     return len(converted)
