@@ -12,7 +12,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from .configuration_albef import AlbefConfig, AlbefTextConfig
 from .modeling_albef_text import AlbefPreTrainedModel
 from .original_files import read_state
-from .original_layouts import KeyReport, convert_state, fusion_layers, restore_state, sniff_task, text_layers
+from .original_layouts import LAYOUTS, KeyReport, convert_state, fusion_layers, restore_state, sniff_task, text_layers
 from .vision_backbone import resize_positions
 
 # Imported when asked for: task -> module beside this file, class.
@@ -20,9 +20,9 @@ MODELS = {
     "pretraining": ("modeling_albef_pretraining", "AlbefForPreTraining"),
     "retrieval": ("modeling_albef_retrieval", "AlbefForImageTextRetrieval"),
     "question_answering": ("modeling_albef_question_answering", "AlbefForQuestionAnswering"),
-    "visual_reasoning": ("modeling_albef_visual_reasoning", "AlbefForVisualReasoning"),
-    "text_assignment": ("modeling_albef_visual_reasoning", "AlbefForTextAssignment"),
-    "visual_entailment": ("modeling_albef_visual_entailment", "AlbefForVisualEntailment"),
+    "visual_reasoning": ("modeling_albef_classification", "AlbefForVisualReasoning"),
+    "text_assignment": ("modeling_albef_classification", "AlbefForTextAssignment"),
+    "visual_entailment": ("modeling_albef_classification", "AlbefForVisualEntailment"),
 }
 OPTIONS = ("vision_heads", "text_heads", "image_size")
 
@@ -48,10 +48,11 @@ def model_class(task: str) -> type[AlbefPreTrainedModel]:
         raise ValueError(f"this is a {task} checkpoint, but {name} is not part of this version of albef_hf") from None
 
 
-def infer_config(state: Mapping[str, torch.Tensor], **options: int) -> AlbefConfig:
+def infer_config(state: Mapping[str, torch.Tensor], *, task: str | None = None, **options: int) -> AlbefConfig:
     """Sizes read from the shapes of a published checkpoint of any task.
 
     Args:
+        task: one of `original_layouts.TASKS`; sniffed where left out.
         options: what shapes do not tell: `vision_heads`, `text_heads` (width / 64 where left out), and `image_size`
             to use the model at another size than it was trained at.
 
@@ -100,6 +101,7 @@ def infer_config(state: Mapping[str, torch.Tensor], **options: int) -> AlbefConf
             type_vocab_size=shape(f"{text}embeddings.token_type_embeddings.weight")[0],
             fusion_layer=fusing[0],
             encoder_hidden_size=vision_width,
+            images_per_text=2 if LAYOUTS[task or sniff_task(state)].pairs else 1,
         ),
         **projections,
     )
@@ -122,10 +124,10 @@ def _resize_tables(converted: dict[str, torch.Tensor], config: AlbefConfig, repo
 
 def _account(model: AlbefPreTrainedModel, converted: Mapping[str, torch.Tensor], report: KeyReport) -> None:
     """Name what the model has and the checkpoint has not."""
-    shared = {id(tensor) for name, tensor in model.state_dict(keep_vars=True).items() if name in converted}
     names = saved_state(model)
-    for name in names:
-        if name in converted or id(names[name]) in shared:
+    shared = {tensor.data_ptr() for name, tensor in names.items() if name in converted and tensor.numel()}
+    for name, tensor in names.items():
+        if name in converted or tensor.data_ptr() in shared:
             continue
         kind = next((prefix for prefix in _FRESH if name.startswith(prefix)), None)
         if kind is None:
@@ -158,7 +160,7 @@ def convert_checkpoint(
     task = task or sniff_task(state)
     kind = model_class(task)
     if config is None:
-        config = infer_config(state, **options)
+        config = infer_config(state, task=task, **options)
     elif options:
         raise ValueError(f"{', '.join(options)} belong into the configuration that is given")
     converted, report = convert_state(state, task)
