@@ -30,9 +30,9 @@ MODELS = {
     "pretraining": ("modeling_albef_pretraining", "AlbefForPreTraining"),
     "retrieval": ("modeling_albef_retrieval", "AlbefForImageTextRetrieval"),
     "question_answering": ("modeling_albef_question_answering", "AlbefForQuestionAnswering"),
-    "visual_reasoning": ("modeling_albef_visual_reasoning", "AlbefForVisualReasoning"),
-    "text_assignment": ("modeling_albef_visual_reasoning", "AlbefForTextAssignment"),
-    "visual_entailment": ("modeling_albef_visual_entailment", "AlbefForVisualEntailment"),
+    "visual_reasoning": ("modeling_albef_classification", "AlbefForVisualReasoning"),
+    "text_assignment": ("modeling_albef_classification", "AlbefForTextAssignment"),
+    "visual_entailment": ("modeling_albef_classification", "AlbefForVisualEntailment"),
 }
 OPTIONS = ("vision_heads", "text_heads", "image_size")
 
@@ -59,7 +59,7 @@ def model_class(task: str) -> type[AlbefPreTrainedModel]:
         raise ValueError(f"this is a {task} checkpoint, but {name} is not part of this version of albef_hf") from None
 
 
-def infer_config(state: Mapping[str, torch.Tensor], task: str | None = None, **options: int) -> AlbefConfig:
+def infer_config(state: Mapping[str, torch.Tensor], *, task: str | None = None, **options: int) -> AlbefConfig:
     """Sizes read from the shapes of a published checkpoint of any task.
 
     Args:
@@ -87,7 +87,6 @@ def infer_config(state: Mapping[str, torch.Tensor], task: str | None = None, **o
     fusing = fusion_layers(state)
     if not fusing:
         raise ValueError("the checkpoint has no layer with cross-attention, so it is unknown where fusion begins")
-    pairs = {"images_per_text": 2} if LAYOUTS[task].pairs else {}
     projections: dict[str, Any] = {}
     if "vision_proj.weight" in state:
         projections["projection_dim"] = state["vision_proj.weight"].shape[0]
@@ -114,7 +113,7 @@ def infer_config(state: Mapping[str, torch.Tensor], task: str | None = None, **o
             type_vocab_size=shape(f"{text}embeddings.token_type_embeddings.weight")[0],
             fusion_layer=fusing[0],
             encoder_hidden_size=vision_width,
-            **pairs,
+            images_per_text=2 if LAYOUTS[task].pairs else 1,
         ),
         **projections,
     )
@@ -178,7 +177,7 @@ def convert_checkpoint(
     task = task or sniff_task(state)
     kind = model_class(task)
     if config is None:
-        config = infer_config(state, task, **options)
+        config = infer_config(state, task=task, **options)
     elif options:
         raise ValueError(f"{', '.join(options)} belong into the configuration that is given")
     converted, report = convert_state(state, task)

@@ -51,7 +51,8 @@ def convert(arguments: argparse.Namespace) -> None:
     has_copies = any(name.startswith("momentum_copy.") for names in report.matched.values() for name in names)
     keep: dict[str, Any] = {"save_momentum": True} if has_copies and not arguments.without_momentum else {}
     model.save_pretrained(arguments.target, **keep)
-    text, tokenizer = model.config.text_config, arguments.tokenizer
+    text: Any = model.config.text_config
+    tokenizer = arguments.tokenizer
     if tokenizer is None and text.vocab_size == 30522:
         tokenizer = "wordpiece"
     if tokenizer is None:

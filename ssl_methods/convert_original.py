@@ -31,7 +31,7 @@ from albef_hf.vision_backbone import resize_positions
 from .haiku_pickle import read_haiku_pickle
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_RESNETS = {
+_RESNETS: dict[tuple[str, tuple[int, ...]], str] = {
     ("basic", (2, 2, 2, 2)): "resnet18",
     ("basic", (3, 4, 6, 3)): "resnet34",
     ("bottleneck", (3, 4, 6, 3)): "resnet50",
@@ -184,7 +184,7 @@ def _resnet(state: Mapping[str, torch.Tensor]) -> PreTrainedConfig:
             f"no ResNet that timm knows: {kind} blocks {blocks}, {width} channels after the first convolution; it "
             f"knows {', '.join(_RESNETS.values())} of 64"
         )
-    return TimmWrapperConfig(architecture=_RESNETS[kind, blocks], do_pooling=False, num_classes=0)
+    return TimmWrapperConfig(architecture=_RESNETS[kind, blocks], do_pooling=False)
 
 
 def _grid(state: Mapping[str, torch.Tensor]) -> tuple[int, int, int, int]:
@@ -202,10 +202,10 @@ def _moco_v3_vit(state: Mapping[str, torch.Tensor]) -> PreTrainedConfig:
         raise ValueError(f"no ViT of MoCo v3 is {width} wide; they are {', '.join(map(str, _VITS))}")
     arguments = {"num_heads": max(12, width // 64), "img_size": size, "depth": layers, "global_pool": "token"}
     name = f"vit_{_VITS[width]}_patch{patch}_224"
-    return TimmWrapperConfig(architecture=name, model_args=arguments, do_pooling=False, num_classes=0)
+    return TimmWrapperConfig(architecture=name, model_args=arguments, do_pooling=False)
 
 
-def _plain_vit(state: Mapping[str, torch.Tensor], heads: int | None, image_size: int | None) -> PreTrainedConfig:
+def _plain_vit(state: Mapping[str, torch.Tensor], heads: int | None, image_size: int | None) -> ViTConfig:
     width, patch, size, layers = _grid(state)
     return ViTConfig(
         hidden_size=width,
@@ -285,7 +285,7 @@ def _wrapped(
 
 
 def _vision_transformer(
-    config: PreTrainedConfig, encoder: Mapping[str, torch.Tensor], report: KeyReport, where: str
+    config: ViTConfig, encoder: Mapping[str, torch.Tensor], report: KeyReport, where: str
 ) -> PreTrainedModel:
     converted, unexpected = convert_image_encoder(encoder)
     report.unexpected += unexpected
