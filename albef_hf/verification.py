@@ -3,48 +3,61 @@
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
-from .modeling_albef_text import AlbefPreTrainedModel
 
-
-def fixed_inputs(model: AlbefPreTrainedModel, seed: int = 0) -> dict[str, torch.Tensor]:
+def fixed_inputs(model: Any, seed: int = 0) -> dict[str, torch.Tensor]:
     """Two images (or pairs of images) of noise and two texts of random tokens, the second one padded."""
     vision, text = model.config.vision_config, model.config.text_config
+    arguments = inspect.signature(model.forward).parameters
     generator = torch.Generator().manual_seed(seed)
-    images = (2,) if getattr(text, "images_per_text", 1) == 1 else (2, 2)
+    pairs = text.images_per_text == 2 and "first_image_index" not in arguments
     size = getattr(vision, "image_size", None) or 224
     length = min(12, text.max_position_embeddings)
     input_ids = torch.randint(1, text.vocab_size, (2, length), generator=generator)
     attention_mask = torch.ones_like(input_ids)
     input_ids[1, length - 3 :], attention_mask[1, length - 3 :] = 0, 0
     inputs = {
-        "pixel_values": torch.randn(*images, vision.num_channels, size, size, generator=generator),
+        "pixel_values": torch.randn(2, *[2] * pairs, vision.num_channels, size, size, generator=generator),
         "input_ids": input_ids,
         "attention_mask": attention_mask,
     }
-    if "answer_input_ids" in inspect.signature(model.forward).parameters:
-        inputs["answer_input_ids"] = torch.randint(1, text.vocab_size, (2, 4), generator=generator)
-        inputs["answer_attention_mask"] = torch.ones_like(inputs["answer_input_ids"])
+    if "answer_input_ids" in arguments:
+        answers = torch.randint(1, text.vocab_size, (2, 4), generator=generator)
+        inputs |= {"answer_input_ids": answers, "answer_attention_mask": torch.ones_like(answers)}
+        inputs["answer_weights"] = torch.ones(2)
+    if "first_image_index" in arguments:
+        first = torch.tensor([0, 1])
+        inputs |= {"first_image_index": first, "second_image_index": 1 - first, "labels": first}
     return inputs
 
 
 @torch.no_grad()
-def outputs(model: AlbefPreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What the model computes, dropout off: `image_tokens` (images, tokens, width) and `text_states` (texts, tokens,
-    width) of the towers, and every tensor of the model's own output by its name."""
+def outputs(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What a model computes, dropout off, by name.
+
+    `image_tokens` (images, tokens, width); `text_states` and, where a text has one image, `fused_states` (texts,
+    tokens, width); of the heads that the model has `itm_logits` (texts, 2) and `mlm_logits` (texts, tokens,
+    vocabulary); and every tensor of the model's own output.
+    """
     training = model.training
     model.eval()
     dtype = next(model.parameters()).dtype
     inputs = {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
-    towers = model.albef
-    pixels = inputs["pixel_values"]
-    found = {
-        "image_tokens": towers.vision_model(pixels.flatten(0, -4)).tokens,
-        "text_states": towers.text_model.encode_text(inputs["input_ids"], inputs["attention_mask"]),
-    }
+    text_model, mask = model.albef.text_model, inputs.get("attention_mask")
+    tokens = model.albef.vision_model(inputs["pixel_values"].flatten(0, -4)).tokens
+    states = text_model.encode_text(inputs["input_ids"], mask)
+    found = {"image_tokens": tokens, "text_states": states}
+    if text_model.config.images_per_text == 1:
+        fused = text_model.fuse(states, mask, text_model.project_image_tokens(tokens))
+        found["fused_states"] = fused
+        if hasattr(model, "itm_head"):
+            found["itm_logits"] = model.itm_head(fused[:, 0])
+        if hasattr(model, "cls"):
+            found["mlm_logits"] = model.cls(fused, text_model.embeddings.word_embeddings.weight)
     found |= {name: value for name, value in model(**inputs).items() if isinstance(value, torch.Tensor)}
     model.train(training)
     return {name: value.detach().cpu() for name, value in found.items()}
@@ -61,7 +74,7 @@ def describe(values: Mapping[str, torch.Tensor]) -> str:
     return "\n".join(lines)
 
 
-def compare(model: AlbefPreTrainedModel, path: str | Path, tolerance: float = 1e-4) -> dict[str, float]:
+def compare(model: Any, path: str | Path, tolerance: float = 1e-4) -> dict[str, float]:
     """Greatest difference from the values of a file, relative to the greatest value of each output.
 
     Args:
