@@ -297,7 +297,7 @@ class AlbefPreTrainedModel(PreTrainedModel):
 
 def _part(name: str) -> str:
     """The part of a model a weight belongs to: `decoder.encoder`, `classifier.dense`, `itm_head`."""
-    return ".".join(name.split(".")[:-1][:2]) or name
+    return ".".join(re.sub(r"\.(weight|bias)$", "", name).split(".")[:2])
 
 
 class AlbefTextModel(AlbefPreTrainedModel):
