@@ -195,6 +195,7 @@ def convert_checkpoint(
         config=config,
         state_dict=converted,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # so that it is we who report them
         dtype=state["visual_encoder.cls_token"].dtype,
     )
     wrong = [
