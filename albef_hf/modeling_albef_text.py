@@ -3,8 +3,7 @@
 Parameter names are BERT's, so that BERT weights load by name.
 """
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,18 +15,14 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_albef import AlbefConfig, AlbefTextConfig
+from .modeling_albef_loading import LoadsFromOtherTasks
 from .momentum import MomentumCopy
 from .remote_code import AUTO_MAP, save_code
 from .vision_backbone import VisionBackbone
-
-logger = logging.get_logger(__name__)
-
-_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 # Keys and values of one fusion layer for some images, each (batch, heads, image tokens, head width).
 KeysValues = tuple[torch.Tensor, torch.Tensor]
@@ -207,7 +202,7 @@ class AlbefTextEncoder(nn.Module):
         )
 
 
-class AlbefPreTrainedModel(PreTrainedModel):
+class AlbefPreTrainedModel(LoadsFromOtherTasks, PreTrainedModel):
     config: AlbefConfig
     base_model_prefix = "albef"
     main_input_name = "pixel_values"
@@ -237,70 +232,14 @@ class AlbefPreTrainedModel(PreTrainedModel):
         super().save_pretrained(save_directory, *args, **kwargs)
         save_code(save_directory)
 
-    # What the last loading did, in words.
-    loading_report = "built from its configuration: every weight is new"
-
     @classmethod
-    def renamed_keys(cls, checkpoint_config: AlbefConfig | None) -> dict[str, str]:
-        """Patterns of names in a checkpoint of *another* class, and what they are called here; none by default.
-
-        checkpoint_config: of the checkpoint's folder, or the one given beside a state.
-        """
-        return {}
-
-    def freeze(self) -> None:
-        """Parameters that must not train are frozen. Loading makes every parameter trainable."""
-        for module in self.modules():
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers. Loading makes every parameter trainable; those that must not be are frozen again."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        for module in (loaded[0] if isinstance(loaded, tuple) else loaded).modules():
             if isinstance(module, (MomentumCopy, VisionBackbone)):
                 module.freeze()
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, from a checkpoint of any ALBEF class; `loading_report` then says what was new."""
-        with_report = kwargs.pop("output_loading_info", False)
-        checkpoint_config: Any = kwargs.get("config")
-        if pretrained_model_name_or_path is not None and issubclass(cls.config_class, AlbefConfig):  # type: ignore[arg-type]
-            places = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
-            try:
-                checkpoint_config = cls.config_class.from_pretrained(pretrained_model_name_or_path, **places)  # type: ignore[union-attr]
-            except OSError:
-                if checkpoint_config is None:  # weights alone are enough where a configuration is given
-                    raise
-        renamed = cls.renamed_keys(checkpoint_config)
-        if renamed:
-            kwargs["key_mapping"] = {**renamed, **(kwargs.get("key_mapping") or {})}
-        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
-        model, report = loaded
-        # Renaming is for checkpoints of another class: what is saved keeps our names.
-        model._weight_conversions = [
-            rule for rule in model._weight_conversions if not renamed.keys() & set(rule.source_patterns)
-        ]
-        model.tie_weights()  # also within the momentum copies, which transformers does not look into
-        model.freeze()
-        model.loading_report = model._describe(report)
-        logger.info("%s from %s: %s", cls.__name__, pretrained_model_name_or_path, model.loading_report)
-        return (model, report) if with_report else model
-
-    # Parts a checkpoint may lack that do not start at random, and how they start.
-    _starts: dict[str, str] = {}
-
-    def _describe(self, report: Mapping[str, Iterable[Any]]) -> str:
-        """A loading report of transformers in words."""
-        parts: dict[str, list[str]] = {}
-        for name in report["missing_keys"]:
-            how = next((how for part, how in self._starts.items() if re.search(part, name)), "new, random")
-            parts.setdefault(how, []).append(_part(name))
-        for name, *_ in report["mismatched_keys"]:
-            parts.setdefault("new, random (of another shape in the checkpoint)", []).append(_part(name))
-        for name in report["unexpected_keys"]:
-            parts.setdefault("in the checkpoint but not used", []).append(_part(name))
-        texts = [f"{how}: {', '.join(sorted(set(names)))}" for how, names in sorted(parts.items())]
-        return "; ".join(texts) or "every weight was in the checkpoint"
-
-
-def _part(name: str) -> str:
-    """The part of a model a weight belongs to: `decoder.encoder`, `classifier.dense`, `itm_head`."""
-    return ".".join(re.sub(r"\.(weight|bias)$", "", name).split(".")[:2])
+        return loaded
 
 
 class AlbefTextModel(AlbefPreTrainedModel):
