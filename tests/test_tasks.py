@@ -256,6 +256,15 @@ def test_a_task_starts_from_a_pretraining_folder(kind, pretraining, tmp_path):
         assert "queue" in key or torch.equal(tensor, again.state_dict()[key]), key
 
 
+def test_no_layer_is_moved_twice_when_layers_are_repeated(tmp_path):
+    source = tiny_model(text_config={"num_hidden_layers": 6})
+    source.save_pretrained(tmp_path)
+    layers = AlbefForTextAssignment.from_pretrained(tmp_path).albef.text_model.fusion_layers
+    assert len(layers) == 8
+    for index, layer in enumerate(layers):
+        assert layers_equal(layer, source.albef.text_model.fusion_layers[index // 2])
+
+
 def test_a_decoder_as_wide_as_the_image_is_a_full_copy(tmp_path):
     changes = {"text_config": {"hidden_size": 24, "num_attention_heads": 3}}
     source = tiny_model(**changes)
