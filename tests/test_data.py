@@ -32,7 +32,7 @@ def processor():
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch):
-    """`datasets` waits five seconds after each Parquet stream, lest threads outlive a process that ends (arrow 45214)."""
+    """`datasets` waits five seconds after each Parquet stream, lest threads outlive the process (arrow 45214)."""
     monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
 
 
