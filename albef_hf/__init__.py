@@ -4,6 +4,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForPreTraining,
+    AutoModelForVisualQuestionAnswering,
     AutoModelForZeroShotImageClassification,
     AutoProcessor,
 )
@@ -11,7 +12,19 @@ from transformers import (
 from .configuration_albef import AlbefConfig, AlbefTextConfig
 from .convert_original import load_original_checkpoint
 from .modeling_albef import AlbefModel, AlbefOutput
+from .modeling_albef_classification import (
+    AlbefClassificationOutput,
+    AlbefForTextAssignment,
+    AlbefForVisualEntailment,
+    AlbefForVisualReasoning,
+)
 from .modeling_albef_pretraining import AlbefForPreTraining, AlbefForPreTrainingOutput
+from .modeling_albef_question_answering import (
+    AlbefAnswerRanking,
+    AlbefForQuestionAnswering,
+    AlbefForQuestionAnsweringOutput,
+)
+from .modeling_albef_retrieval import AlbefForImageTextRetrieval, AlbefForImageTextRetrievalOutput
 from .modeling_albef_text import AlbefTextModel
 from .processing_albef import AlbefProcessor
 from .version import __version__ as __version__
@@ -21,13 +34,23 @@ AutoConfig.register("albef_text", AlbefTextConfig, exist_ok=True)
 AutoModel.register(AlbefConfig, AlbefModel, exist_ok=True)
 AutoModel.register(AlbefTextConfig, AlbefTextModel, exist_ok=True)
 AutoModelForPreTraining.register(AlbefConfig, AlbefForPreTraining, exist_ok=True)
+AutoModelForVisualQuestionAnswering.register(AlbefConfig, AlbefForQuestionAnswering, exist_ok=True)
 AutoModelForZeroShotImageClassification.register(AlbefConfig, AlbefModel, exist_ok=True)
 AutoProcessor.register(AlbefConfig, AlbefProcessor, exist_ok=True)
 
 __all__ = [
+    "AlbefAnswerRanking",
+    "AlbefClassificationOutput",
     "AlbefConfig",
+    "AlbefForImageTextRetrieval",
+    "AlbefForImageTextRetrievalOutput",
     "AlbefForPreTraining",
     "AlbefForPreTrainingOutput",
+    "AlbefForQuestionAnswering",
+    "AlbefForQuestionAnsweringOutput",
+    "AlbefForTextAssignment",
+    "AlbefForVisualEntailment",
+    "AlbefForVisualReasoning",
     "AlbefModel",
     "AlbefOutput",
     "AlbefProcessor",

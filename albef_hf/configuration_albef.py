@@ -7,6 +7,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
 POOLINGS = ("cls", "mean", "pooler")
+BERT_VOCABULARY = 30522
 SAME_ID_POLICIES = ("negative", "mask", "positive")
 
 
@@ -36,12 +37,16 @@ class AlbefTextConfig(PreTrainedConfig):
         fusion_layer: index of the first layer with cross-attention.
         encoder_hidden_size: width of the image tokens the fusion layers attend to; taken from the vision backbone
             when left out.
+        images_per_text: 2 where each text is read with two images: every fusion layer of the original then stands
+            twice in `num_hidden_layers` (section 5, "NLVR"). `AlbefForVisualReasoning` sets it.
+        bos_token_id, eos_token_id: what a generated answer begins and ends with: the tokenizer's [CLS] and [SEP].
+            101 and 102 for BERT's English vocabulary, which is told by its 30,522 tokens.
     """
 
     model_type = "albef_text"
     base_config_key = "text_config"
 
-    vocab_size: int = 30522
+    vocab_size: int = BERT_VOCABULARY
     hidden_size: int = 768
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
@@ -54,15 +59,25 @@ class AlbefTextConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-12
     pad_token_id: int | None = 0
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
     fusion_layer: int = 6
     encoder_hidden_size: int | None = None
+    images_per_text: int = 1
 
     def __post_init__(self, **kwargs: Any) -> None:
         _refuse_misspelt_fields(self, kwargs)
+        if self.vocab_size == BERT_VOCABULARY and self.bos_token_id is None and self.eos_token_id is None:
+            self.bos_token_id, self.eos_token_id = 101, 102
         _require(
             0 < self.fusion_layer < self.num_hidden_layers,
             f"fusion_layer must lie between 1 and num_hidden_layers - 1 = {self.num_hidden_layers - 1}, "
             f"not {self.fusion_layer}",
+        )
+        _require(
+            self.images_per_text >= 1 and (self.num_hidden_layers - self.fusion_layer) % self.images_per_text == 0,
+            f"the {self.num_hidden_layers - self.fusion_layer} fusion layers cannot be shared out between "
+            f"images_per_text = {self.images_per_text} images",
         )
         _require(
             self.hidden_size % self.num_attention_heads == 0,
@@ -89,7 +104,10 @@ class AlbefConfig(PreTrainedConfig):
         alpha_ramp_epochs: alpha grows linearly from 0 over this many epochs (1 in the published code).
         same_image, same_caption: what a *different* pair with the same image id, or the same caption id, is to the
             contrastive loss: `negative` (as published for pre-training), `mask` (left out), or `positive` (shares the
-            target, as published for retrieval fine-tuning). With `mask` and `positive` it is never a hard negative.
+            target, as published for retrieval fine-tuning, where `AlbefForImageTextRetrieval` always treats the same
+            image so). With `mask` and `positive` it is never a hard negative.
+        published: do as the published fine-tuning code does where it has a known defect: the temperature is not kept
+            inside its bounds when retrieval is fine-tuned, and ranking answers counts their first token twice.
         gather_negatives: in-batch keys and hard negatives are drawn over all ranks, not within each (published: each).
     """
 
@@ -110,6 +128,7 @@ class AlbefConfig(PreTrainedConfig):
     same_image: str = "negative"
     same_caption: str = "negative"
     gather_negatives: bool = False
+    published: bool = False
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:

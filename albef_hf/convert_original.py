@@ -1,154 +1,273 @@
-"""Published ALBEF checkpoints -> ours. So far the pre-training layout."""
+"""Published ALBEF checkpoints -> our models, and back. The names are in `original_layouts.py`."""
 
-import re
-from collections.abc import Mapping
+import importlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import ViTConfig
+from transformers.core_model_loading import revert_weight_conversion
 
 from .configuration_albef import AlbefConfig, AlbefTextConfig
-from .modeling_albef_pretraining import AlbefForPreTraining
-
-_VISION = (
-    (r"cls_token", "embeddings.cls_token"),
-    (r"pos_embed", "embeddings.position_embeddings"),
-    (r"patch_embed\.proj\.", "embeddings.patch_embeddings.projection."),
-    (r"blocks\.(\d+)\.norm1\.", r"encoder.layer.\1.layernorm_before."),
-    (r"blocks\.(\d+)\.norm2\.", r"encoder.layer.\1.layernorm_after."),
-    (r"blocks\.(\d+)\.attn\.proj\.", r"encoder.layer.\1.attention.output.dense."),
-    (r"blocks\.(\d+)\.mlp\.fc1\.", r"encoder.layer.\1.intermediate.dense."),
-    (r"blocks\.(\d+)\.mlp\.fc2\.", r"encoder.layer.\1.output.dense."),
-    (r"norm\.", "layernorm."),
+from .modeling_albef_text import AlbefPreTrainedModel
+from .original_files import read_state
+from .original_layouts import (
+    LAYOUTS,
+    KeyReport,
+    check_task,
+    convert_state,
+    fusion_layers,
+    restore_state,
+    sniff_task,
+    text_layers,
 )
-_FUSED_QKV = re.compile(r"blocks\.(\d+)\.attn\.qkv\.(weight|bias)")
+from .original_torchmultimodal import from_torchmultimodal, is_torchmultimodal
+from .vision_backbone import resize_positions
+
+# Imported when asked for: task -> module beside this file, class.
+MODELS = {
+    "pretraining": ("modeling_albef_pretraining", "AlbefForPreTraining"),
+    "retrieval": ("modeling_albef_retrieval", "AlbefForImageTextRetrieval"),
+    "question_answering": ("modeling_albef_question_answering", "AlbefForQuestionAnswering"),
+    "visual_reasoning": ("modeling_albef_classification", "AlbefForVisualReasoning"),
+    "text_assignment": ("modeling_albef_classification", "AlbefForTextAssignment"),
+    "visual_entailment": ("modeling_albef_classification", "AlbefForVisualEntailment"),
+}
+OPTIONS = ("vision_heads", "text_heads", "image_size")
+
+# What fine-tuned weights are published without, and how it starts.
+_STARTS = {
+    "momentum_copy.": "equal to the weights they follow: the file has no momentum copies",
+    "image_queue.": "from random rows: the file has no queues",
+    "text_queue.": "from random rows: the file has no queues",
+}
 
 
-def _convert_vision(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
-    """One timm ViT tensor -> the names of a saved transformers ViT folder."""
-    fused = _FUSED_QKV.fullmatch(name)
-    if fused:
-        layer, kind = fused.groups()
-        prefix = f"encoder.layer.{layer}.attention.attention."
-        return {
-            f"{prefix}{part}.{kind}": chunk.clone()
-            for part, chunk in zip(("query", "key", "value"), tensor.chunk(3), strict=True)
-        }
-    for pattern, replacement in _VISION:
-        converted, count = re.subn(f"^{pattern}", replacement, name)
-        if count:
-            return {converted: tensor}
-    raise KeyError(name)
-
-
-def convert_pretraining_state(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Published names -> the names of a saved `AlbefForPreTraining` folder.
-
-    Returns: the converted state, and the published names left out: `position_ids` buffers and the decoder, which is
-    tied to the word embeddings (and its bias to `cls.predictions.bias`).
+def model_class(task: str) -> type[AlbefPreTrainedModel]:
+    """The class of a task's model.
 
     Raises:
-        ValueError: a name that is not part of the pre-training layout.
+        ValueError: an unknown task, or one without a class.
     """
-    converted: dict[str, torch.Tensor] = {}
-    dropped = []
-    for name, tensor in state.items():
-        head, _, rest = name.partition(".")
-        online = not head.endswith("_m")
-        part = head.removesuffix("_m")
-        towers = "albef." if online else "momentum_copy."
-        if part == "visual_encoder":
-            try:
-                for key, value in _convert_vision(rest, tensor).items():
-                    converted[f"{towers}vision_model.backbone.{key}"] = value
-            except KeyError:
-                raise ValueError(f"{name!r} is not part of the published image encoder") from None
-        elif part == "text_encoder":
-            if rest.endswith("position_ids") or rest.startswith("cls.predictions.decoder."):
-                dropped.append(name)
-            elif rest.startswith("cls."):
-                converted[rest if online else f"momentum_copy.{rest}"] = tensor
-            elif rest.startswith("bert."):
-                converted[f"{towers}text_model.{rest.removeprefix('bert.')}"] = tensor
-            else:
-                raise ValueError(f"{name!r} is not part of the published pre-training layout")
-        elif part in ("vision_proj", "text_proj"):
-            converted[f"{towers}{part.removesuffix('_proj')}_projection.{rest}"] = tensor
-        elif part == "itm_head" and online:
-            converted[name] = tensor
-        elif name == "temp":
-            converted["albef.temperature"] = tensor
-        elif name in ("image_queue", "text_queue"):
-            converted[f"{name}.features"] = tensor.T.contiguous()
-        elif name == "queue_ptr":
-            converted["image_queue.cursor"] = tensor
-            converted["text_queue.cursor"] = tensor.clone()
-        else:
-            raise ValueError(f"{name!r} is not part of the published pre-training layout")
-    return converted, dropped
+    if task not in MODELS:
+        raise ValueError(f"task must be one of {', '.join(MODELS)}, not {task!r}")
+    module, name = MODELS[task]
+    try:
+        return getattr(importlib.import_module(f".{module}", __package__), name)
+    except (ModuleNotFoundError, AttributeError):
+        raise ValueError(f"this is a {task} checkpoint, but {name} is not part of this version of albef_hf") from None
 
 
-def infer_config(state: Mapping[str, torch.Tensor], **options: int) -> AlbefConfig:
-    """Sizes read from the shapes of a published pre-training checkpoint.
+def infer_config(state: Mapping[str, torch.Tensor], *, task: str | None = None, **options: int) -> AlbefConfig:
+    """Sizes read from the shapes of a published checkpoint of any task.
 
     Args:
-        options: what shapes do not tell: `vision_heads`, `text_heads` (hidden size / 64 where left out).
+        task: one of `original_layouts.TASKS`; sniffed where left out.
+        options: what shapes do not tell: `vision_heads`, `text_heads` (width / 64 where left out), and `image_size`
+            to use the model at another size than it was trained at.
+
+    Raises:
+        ValueError: an unknown option, or weights without which the sizes are unknown.
     """
-    depth = 1 + max(int(n.split(".")[2]) for n in state if n.startswith("visual_encoder.blocks."))
-    layers = [n for n in state if n.startswith("text_encoder.bert.encoder.layer.")]
-    patch = state["visual_encoder.patch_embed.proj.weight"]
-    embeddings = state["text_encoder.bert.embeddings.word_embeddings.weight"]
-    vision_width, text_width = patch.shape[0], embeddings.shape[1]
-    grid = round((state["visual_encoder.pos_embed"].shape[1] - 1) ** 0.5)
-    queue = state.get("image_queue")
+    task = sniff_task(state) if task is None else check_task(task)
+    unknown = set(options) - set(OPTIONS)
+    if unknown:
+        raise ValueError(f"unknown option {sorted(unknown)[0]!r}; there are {', '.join(OPTIONS)}")
+    text = "text_encoder.bert." if any(name.startswith("text_encoder.bert.") for name in state) else "text_encoder."
+
+    def shape(name: str) -> torch.Size:
+        if name not in state:
+            raise ValueError(f"the checkpoint lacks {name!r}, so the sizes of the model are unknown")
+        return state[name].shape
+
+    vision_width, channels, _, patch = shape("visual_encoder.patch_embed.proj.weight")
+    vocabulary, text_width = shape(f"{text}embeddings.word_embeddings.weight")
+    grid = round((shape("visual_encoder.pos_embed")[1] - 1) ** 0.5)
+    fusing = fusion_layers(state)
+    if not fusing:
+        raise ValueError("the checkpoint has no layer with cross-attention, so it is unknown where fusion begins")
+    projections: dict[str, Any] = {}
+    if "vision_proj.weight" in state:
+        projections["projection_dim"] = state["vision_proj.weight"].shape[0]
+    if "image_queue" in state:
+        projections["queue_size"] = state["image_queue"].shape[1]
     return AlbefConfig(
         vision_config=ViTConfig(
             hidden_size=vision_width,
-            num_hidden_layers=depth,
+            num_hidden_layers=1 + max(int(n.split(".")[2]) for n in state if n.startswith("visual_encoder.blocks.")),
             num_attention_heads=options.get("vision_heads", vision_width // 64),
-            intermediate_size=state["visual_encoder.blocks.0.mlp.fc1.weight"].shape[0],
-            image_size=grid * patch.shape[-1],
-            patch_size=patch.shape[-1],
-            num_channels=patch.shape[1],
+            intermediate_size=shape("visual_encoder.blocks.0.mlp.fc1.weight")[0],
+            image_size=options.get("image_size", grid * patch),
+            patch_size=patch,
+            num_channels=channels,
             layer_norm_eps=1e-6,
         ),
         text_config=AlbefTextConfig(
-            vocab_size=embeddings.shape[0],
+            vocab_size=vocabulary,
             hidden_size=text_width,
-            num_hidden_layers=1 + max(int(n.split(".")[5 - 1]) for n in layers),
+            num_hidden_layers=text_layers(state),
             num_attention_heads=options.get("text_heads", text_width // 64),
-            intermediate_size=state["text_encoder.bert.encoder.layer.0.intermediate.dense.weight"].shape[0],
-            max_position_embeddings=state["text_encoder.bert.embeddings.position_embeddings.weight"].shape[0],
-            type_vocab_size=state["text_encoder.bert.embeddings.token_type_embeddings.weight"].shape[0],
-            fusion_layer=min(int(n.split(".")[4]) for n in layers if ".crossattention." in n),
+            intermediate_size=shape(f"{text}encoder.layer.0.intermediate.dense.weight")[0],
+            max_position_embeddings=shape(f"{text}embeddings.position_embeddings.weight")[0],
+            type_vocab_size=shape(f"{text}embeddings.token_type_embeddings.weight")[0],
+            fusion_layer=fusing[0],
             encoder_hidden_size=vision_width,
+            images_per_text=2 if LAYOUTS[task].pairs else 1,
         ),
-        projection_dim=state["vision_proj.weight"].shape[0],
-        queue_size=65536 if queue is None else queue.shape[1],
+        **projections,
     )
+
+
+def _resize_tables(converted: dict[str, torch.Tensor], config: AlbefConfig, report: KeyReport) -> None:
+    """Position tables of the image encoders, bicubically, where the configuration is for another size of image."""
+    vision = config.vision_config
+    if not isinstance(vision.image_size, int):
+        return
+    side = vision.image_size // vision.patch_size
+    for name in converted:
+        if not name.endswith("backbone.embeddings.position_embeddings"):
+            continue
+        tokens = converted[name].shape[1]
+        if tokens != side * side + 1:
+            converted[name] = resize_positions(converted[name], side * side + 1)
+            report.changed[name] = f"from {tokens} to {side * side + 1} positions, for {vision.image_size} pixels"
+
+
+def _place(tensor: torch.Tensor) -> tuple[int, torch.Size]:
+    return tensor.data_ptr(), tensor.shape
+
+
+def _account(model: AlbefPreTrainedModel, converted: Mapping[str, torch.Tensor], report: KeyReport) -> None:
+    """Name what the model has and the checkpoint has not."""
+    own = saved_state(model)
+    # Of tensors that the model ties, the checkpoint's conversion holds one.
+    arrived = {_place(tensor) for name, tensor in own.items() if name in converted and tensor.numel()}
+    for name, tensor in own.items():
+        if name in converted or _place(tensor) in arrived:
+            continue
+        part = next((prefix for prefix in _STARTS if name.startswith(prefix)), None)
+        if name.endswith((".updates", ".ids")):
+            report.started[name] = "from nothing: the publication does not keep it"
+        elif part is None or any(other.startswith(part) for other in converted):
+            report.missing.append(name)  # without any of its part it would be by design; with some, the rest got lost
+        else:
+            report.started[name] = _STARTS[part]
+
+
+def saved_state(model: AlbefPreTrainedModel) -> dict[str, torch.Tensor]:
+    """The state dict under the names of a saved folder, which for a ViT differ from those of the live module."""
+    return revert_weight_conversion(model, model.state_dict())
+
+
+def convert_checkpoint(
+    source: str | Path | Mapping[str, Any],
+    config: AlbefConfig | None = None,
+    *,
+    task: str | None = None,
+    ignore: Sequence[str] = (),
+    **options: int,
+) -> tuple[AlbefPreTrainedModel, KeyReport]:
+    """As `load_original_checkpoint`, with the report of what became of each name."""
+    state = read_state(source)
+    if is_torchmultimodal(state):
+        state = from_torchmultimodal(state)
+    ignored = {name: "as asked" for name in state if ignore and name.startswith(tuple(ignore))}
+    state = {name: tensor for name, tensor in state.items() if name not in ignored}
+    task = task or sniff_task(state)
+    kind = model_class(task)
+    if config is None:
+        config = infer_config(state, task=task, **options)
+    elif options:
+        raise ValueError(f"{', '.join(options)} belong into the configuration that is given")
+    converted, report = convert_state(state, task)
+    report.dropped |= ignored
+    where = source if isinstance(source, (str, Path)) else "the state dict"
+    if report.unexpected:
+        raise ValueError(f"{where} has names outside the published {task} layout:\n{report}")
+    if isinstance(
+        source, Mapping
+    ):  # loading takes tensors over as they are, and training must not change the caller's
+        converted = {name: tensor.clone() for name, tensor in converted.items()}
+    _resize_tables(converted, config, report)
+    model, loading = kind.from_pretrained(
+        None,
+        config=config,
+        state_dict=converted,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # so that it is we who report them
+        dtype=state["visual_encoder.cls_token"].dtype,
+    )
+    wrong = [
+        f"{name}: {tuple(found)} in the checkpoint, {tuple(own)} in the model"
+        for name, found, own in loading["mismatched_keys"]
+    ]
+    if wrong:
+        raise ValueError(f"{where} does not fit the configuration: " + "; ".join(sorted(wrong)[:5]))
+    report.unexpected += sorted(loading["unexpected_keys"])
+    _account(model, converted, report)
+    if not report.explained:
+        raise ValueError(f"{where} does not fit {kind.__name__}:\n{report}")
+    return model, report
 
 
 def load_original_checkpoint(
-    state_dict: Mapping[str, torch.Tensor], config: AlbefConfig | None = None
-) -> AlbefForPreTraining:
-    """A published pre-training state as `AlbefForPreTraining`.
+    path_or_state_dict: str | Path | Mapping[str, Any],
+    config: AlbefConfig | None = None,
+    *,
+    task: str | None = None,
+    ignore: Sequence[str] = (),
+    **options: int,
+) -> AlbefPreTrainedModel:
+    """A published ALBEF checkpoint as our model: pre-training, retrieval, question answering, visual reasoning (NLVR2)
+    and its text assignment, or visual entailment. Momentum copies and queues are kept where the file has them.
 
     Args:
-        state_dict: names and tensors as published.
-        config: read from the shapes where left out (heads are then assumed to be 64 wide).
+        path_or_state_dict: a `.pth`, `.pt` or `.safetensors` file, or its content; weights may stand alone or under
+            `model` or `state_dict`, with `module.` before their names or without. Nothing in the file is executed.
+        config: read from the shapes where left out.
+        task: one of `original_layouts.TASKS`; sniffed where left out.
+        ignore: names that begin so are left out.
+        options: see `infer_config`.
 
     Raises:
-        ValueError: a name outside the published layout, or a weight the model needs that is not there.
+        ValueError: a file that cannot be read safely, a name outside the published layout, a weight that the model
+            needs and the file lacks, or one that does not fit the configuration.
     """
-    config = config or infer_config(state_dict)
-    converted, _ = convert_pretraining_state(state_dict)
-    dtype = state_dict["temp"].dtype if "temp" in state_dict else torch.float32
-    model, report = AlbefForPreTraining.from_pretrained(
-        None, config=config, state_dict=converted, output_loading_info=True, dtype=dtype
-    )
-    problems = {kind: sorted(report[kind]) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
-    if any(problems.values()):
-        raise ValueError(f"the checkpoint does not fit the configuration: {problems}")
-    return model
+    return convert_checkpoint(path_or_state_dict, config, task=task, ignore=ignore, **options)[0]
 
 
-__all__ = ["convert_pretraining_state", "infer_config", "load_original_checkpoint"]
+def export_original_checkpoint(model: AlbefPreTrainedModel, momentum: bool = True) -> dict[str, torch.Tensor]:
+    """The weights of one of our models under the published names, to run in the published code.
+
+    Args:
+        momentum: with momentum copies and queues, as the published training scripts save them; without, as the
+            published fine-tuned weights.
+
+    Returns: a state dict; the published scripts read it as `torch.save({"model": state}, path)`.
+
+    Raises:
+        ValueError: a model without a published layout, or an image encoder other than a ViT.
+    """
+    tasks = [task for task, (_, name) in MODELS.items() if name == type(model).__name__]
+    if not tasks:
+        raise ValueError(
+            f"{type(model).__name__} has no published layout; {', '.join(n for _, n in MODELS.values())} do"
+        )
+    state = saved_state(model)
+    if not momentum:
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(tuple(_STARTS))}
+    return restore_state(state, tasks[0])
+
+
+__all__ = [
+    "MODELS",
+    "convert_checkpoint",
+    "convert_state",
+    "export_original_checkpoint",
+    "infer_config",
+    "load_original_checkpoint",
+    "model_class",
+    "saved_state",
+    "sniff_task",
+]

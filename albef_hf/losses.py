@@ -50,6 +50,46 @@ def contrastive_loss(
     return (loss - alpha * soft - (1 - alpha) * hard).mean()
 
 
+def distilled_cross_entropy(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    teacher_logits: torch.Tensor | None = None,
+    alpha: float | torch.Tensor = 0.0,
+) -> torch.Tensor:
+    """Cross-entropy of each row with  alpha * softmax(teacher_logits) + (1 - alpha) * hard  (equation 7).
+
+    Args:
+        logits: (rows, classes).
+        labels: (rows,) class numbers; -100 is ignored.
+        teacher_logits: (rows, classes) of the momentum copies; no gradient should reach them.
+        alpha: weight of the soft targets; of no effect without a teacher.
+
+    Returns: (rows,); 0 where the label is ignored.
+    """
+    hard = logits.gather(1, labels.clamp(min=0)[:, None]).squeeze(1)
+    rows = logits.logsumexp(1) - (1 - alpha if teacher_logits is not None else 1.0) * hard
+    if teacher_logits is not None:
+        rows = rows - alpha * (teacher_logits.softmax(1) * logits).sum(1)
+    return rows.masked_fill(labels == IGNORED, 0.0)
+
+
+def mean_cross_entropy(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    teacher_logits: torch.Tensor | None = None,
+    alpha: float | torch.Tensor = 0.0,
+    count: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Mean of `distilled_cross_entropy` over the rows that have a label; 0 where none has.
+
+    count: what the sum is divided by; the number of labels when left out.
+    """
+    if count is None:
+        count = (labels != IGNORED).sum().to(logits.dtype)
+    rows = distilled_cross_entropy(logits, labels, teacher_logits, alpha)
+    return rows.sum() / torch.where(count > 0, count, 1)
+
+
 def masked_language_modelling_loss(
     logits: torch.Tensor,
     labels: torch.Tensor,
@@ -67,14 +107,27 @@ def masked_language_modelling_loss(
 
     Returns: scalar; 0 where there is no label at all.
     """
-    valid = labels != IGNORED
-    if count is None:
-        count = valid.sum().to(logits.dtype)
-    hard = logits.gather(1, labels.clamp(min=0)[:, None]).squeeze(1)
-    per_position = logits.logsumexp(1) - (1 - alpha if teacher_logits is not None else 1.0) * hard
-    if teacher_logits is not None:
-        per_position = per_position - alpha * (teacher_logits.softmax(1) * logits).sum(1)
-    return per_position.masked_fill(~valid, 0.0).sum() / torch.where(count > 0, count, 1)
+    return mean_cross_entropy(logits, labels, teacher_logits, alpha, count)
+
+
+def answer_losses(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    teacher_logits: torch.Tensor | None = None,
+    alpha: float | torch.Tensor = 0.0,
+) -> torch.Tensor:
+    """Language modelling loss of each answer, summed over its tokens (section 5, "VQA"; published code).
+
+    Args:
+        logits: (answers, tokens, vocabulary), each position predicting the label at the same position.
+        labels: (answers, tokens) token ids; -100 is ignored.
+        teacher_logits: as `logits`, of the momentum copies.
+
+    Returns: (answers,).
+    """
+    soft = None if teacher_logits is None else teacher_logits.flatten(0, 1)
+    rows = distilled_cross_entropy(logits.flatten(0, 1), labels.flatten(), soft, alpha)
+    return rows.view_as(labels).sum(1)
 
 
 def matching_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -47,10 +47,15 @@ class AlbefOutput(ModelOutput):
 
 
 class AlbefModel(AlbefPreTrainedModel):
-    """Image encoder, text and fusion encoder, and the projections into the contrastive space."""
+    """Image encoder, text and fusion encoder, and the projections into the contrastive space.
 
-    def __init__(self, config: AlbefConfig) -> None:
+    contrastive: False leaves out the projections and the temperature, for tasks that have no contrast.
+    """
+
+    def __init__(self, config: AlbefConfig, contrastive: bool = True) -> None:
         super().__init__(config)
+        self.contrastive = contrastive
+        self.clamps_temperature = True
         self.vision_model = VisionBackbone(config.vision_config, config.vision_pooling)  # type: ignore[arg-type]
         width = self.vision_model.width
         if config.text_config.encoder_hidden_size is None:
@@ -61,15 +66,16 @@ class AlbefModel(AlbefPreTrainedModel):
                 f"{config.vision_config.model_type!r} backbone are {width} wide"
             )
         self.text_model = AlbefTextModel(config.text_config)  # type: ignore[arg-type]
-        self.vision_projection = nn.Linear(width, config.projection_dim)
-        self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim)
-        self.temperature = nn.Parameter(torch.tensor(config.temperature))
+        if contrastive:
+            self.vision_projection = nn.Linear(width, config.projection_dim)
+            self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim)
+            self.temperature = nn.Parameter(torch.tensor(config.temperature))
         self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if module is self:
+        if module is self and self.contrastive:
             init.constant_(self.temperature, self.config.temperature)
             for projection in (self.vision_projection, self.text_projection):  # published: torch's own default
                 bound = projection.in_features**-0.5
@@ -92,11 +98,20 @@ class AlbefModel(AlbefPreTrainedModel):
 
     def clamped_temperature(self) -> torch.Tensor:
         """The learned temperature inside its bounds (published code), float32 at least."""
+        if not self.clamps_temperature:
+            return full_precision(self.temperature)
         return full_precision(self.temperature).clamp(self.config.temperature_minimum, self.config.temperature_maximum)
+
+    def _require_contrast(self) -> None:
+        if not self.contrastive:
+            raise ValueError(
+                "these towers belong to a task without contrast: they have no projections and no temperature"
+            )
 
     def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
         """pixel_values (batch, channels, height, width) -> `last_hidden_state` (batch, tokens, width) and
         `pooler_output`, unit vectors (batch, projection_dim)."""
+        self._require_contrast()
         image = self.vision_model(pixel_values)
         return BaseModelOutputWithPooling(last_hidden_state=image.tokens, pooler_output=self.project_image(image))
 
@@ -105,6 +120,7 @@ class AlbefModel(AlbefPreTrainedModel):
     ) -> BaseModelOutputWithPooling:
         """input_ids (batch, tokens) -> `last_hidden_state` of the text encoder (batch, tokens, hidden_size), which
         the fusion encoder takes, and `pooler_output`, unit vectors (batch, projection_dim)."""
+        self._require_contrast()
         states = self.text_model.encode_text(input_ids, attention_mask)
         return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=self.project_text(states))
 

@@ -3,7 +3,8 @@
 Parameter names are BERT's, so that BERT weights load by name.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -22,6 +24,10 @@ from .configuration_albef import AlbefConfig, AlbefTextConfig
 from .momentum import MomentumCopy
 from .remote_code import AUTO_MAP, save_code
 from .vision_backbone import VisionBackbone
+
+logger = logging.get_logger(__name__)
+
+_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 # Keys and values of one fusion layer for some images, each (batch, heads, image tokens, head width).
 KeysValues = tuple[torch.Tensor, torch.Tensor]
@@ -151,13 +157,16 @@ class AlbefTextIntermediate(nn.Module):
 
 
 class AlbefTextLayer(GradientCheckpointingLayer):
-    """Self-attention, then (in fusion layers) cross-attention to the image, then the feed-forward part."""
+    """Self-attention, then (in fusion layers) cross-attention to the image, then the feed-forward part.
 
-    def __init__(self, config: AlbefTextConfig, fuses: bool) -> None:
+    memory_size: width of what cross-attention attends to; the image tokens' where left out.
+    """
+
+    def __init__(self, config: AlbefTextConfig, fuses: bool, memory_size: int | None = None) -> None:
         super().__init__()
         self.attention = AlbefTextAttention(config, AlbefTextSelfAttention(config, config.hidden_size))
         if fuses:
-            memory_size = config.encoder_hidden_size
+            memory_size = config.encoder_hidden_size if memory_size is None else memory_size
             if memory_size is None:
                 raise ValueError("the text configuration needs encoder_hidden_size, the width of the image tokens")
             self.crossattention = AlbefTextAttention(config, AlbefTextCrossAttention(config, memory_size))
@@ -170,13 +179,23 @@ class AlbefTextLayer(GradientCheckpointingLayer):
         attention_mask: torch.Tensor | None,
         image_keys_values: KeysValues | None = None,
         queries: int | None = None,
+        memory_mask: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """queries: compute the first so many positions only; all of them are attended to in any case."""
+        """queries: compute the first so many positions only; all of them are attended to in any case.
+
+        image_keys_values: of one image (or question) a text, or of fewer: then each serves as many texts in a row.
+        memory_mask: for what cross-attention attends to, where it is padded.
+        """
         keys_values = self.attention.self.project(hidden_states)
         hidden_states = self.attention(hidden_states[:, :queries], attention_mask, keys_values, **kwargs)
         if image_keys_values is not None:
-            hidden_states = self.crossattention(hidden_states, None, image_keys_values, **kwargs)
+            texts, memories = hidden_states.shape[0], image_keys_values[0].shape[0]
+            if texts != memories:  # for cross-attention, texts that share a memory are one long row of queries to it
+                hidden_states = hidden_states.unflatten(0, (memories, texts // memories)).flatten(1, 2)
+            hidden_states = self.crossattention(hidden_states, memory_mask, image_keys_values, **kwargs)
+            if texts != memories:
+                hidden_states = hidden_states.unflatten(1, (texts // memories, -1)).flatten(0, 1)
         return self.output(self.intermediate(hidden_states), hidden_states)
 
 
@@ -218,20 +237,79 @@ class AlbefPreTrainedModel(PreTrainedModel):
         super().save_pretrained(save_directory, *args, **kwargs)
         save_code(save_directory)
 
+    # What the last loading did, in words.
+    loading_report = "built from its configuration: every weight is new"
+
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers. Loading makes every parameter trainable; those that must not be are frozen again."""
-        loaded = super().from_pretrained(*args, **kwargs)
-        for module in (loaded[0] if isinstance(loaded, tuple) else loaded).modules():
+    def renamed_keys(cls, checkpoint_config: AlbefConfig | None) -> dict[str, str]:
+        """Patterns of names in a checkpoint of *another* class, and what they are called here; none by default.
+
+        checkpoint_config: of the checkpoint's folder, or the one given beside a state.
+        """
+        return {}
+
+    def freeze(self) -> None:
+        """Parameters that must not train are frozen. Loading makes every parameter trainable."""
+        for module in self.modules():
             if isinstance(module, (MomentumCopy, VisionBackbone)):
                 module.freeze()
-        return loaded
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, from a checkpoint of any ALBEF class; `loading_report` then says what was new."""
+        with_report = kwargs.pop("output_loading_info", False)
+        checkpoint_config: Any = kwargs.get("config")
+        if pretrained_model_name_or_path is not None and issubclass(cls.config_class, AlbefConfig):  # type: ignore[arg-type]
+            places = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
+            try:
+                checkpoint_config = cls.config_class.from_pretrained(pretrained_model_name_or_path, **places)  # type: ignore[union-attr]
+            except OSError:
+                if checkpoint_config is None:  # weights alone are enough where a configuration is given
+                    raise
+        renamed = cls.renamed_keys(checkpoint_config)
+        if renamed:
+            kwargs["key_mapping"] = {**renamed, **(kwargs.get("key_mapping") or {})}
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        model, report = loaded
+        # Renaming is for checkpoints of another class: what is saved keeps our names.
+        model._weight_conversions = [
+            rule for rule in model._weight_conversions if not renamed.keys() & set(rule.source_patterns)
+        ]
+        model.tie_weights()  # also within the momentum copies, which transformers does not look into
+        model.freeze()
+        model.loading_report = model._describe(report)
+        logger.info("%s from %s: %s", cls.__name__, pretrained_model_name_or_path, model.loading_report)
+        return (model, report) if with_report else model
+
+    # Parts a checkpoint may lack that do not start at random, and how they start.
+    _starts: dict[str, str] = {}
+
+    def _describe(self, report: Mapping[str, Iterable[Any]]) -> str:
+        """A loading report of transformers in words."""
+        parts: dict[str, list[str]] = {}
+        for name in report["missing_keys"]:
+            how = next((how for part, how in self._starts.items() if re.search(part, name)), "new, random")
+            parts.setdefault(how, []).append(_part(name))
+        for name, *_ in report["mismatched_keys"]:
+            parts.setdefault("new, random (of another shape in the checkpoint)", []).append(_part(name))
+        for name in report["unexpected_keys"]:
+            parts.setdefault("in the checkpoint but not used", []).append(_part(name))
+        texts = [f"{how}: {', '.join(sorted(set(names)))}" for how, names in sorted(parts.items())]
+        return "; ".join(texts) or "every weight was in the checkpoint"
+
+
+def _part(name: str) -> str:
+    """The part of a model a weight belongs to: `decoder.encoder`, `classifier.dense`, `itm_head`."""
+    return ".".join(re.sub(r"\.(weight|bias)$", "", name).split(".")[:2])
 
 
 class AlbefTextModel(AlbefPreTrainedModel):
     """BERT as a text encoder (layers below `fusion_layer`) and a fusion encoder (the layers from there on).
 
     Parameter names are BERT's, so BERT weights load by name; cross-attention is new.
+
+    With `config.images_per_text` of 2 each fusion layer of the original stands twice, for the first and the second
+    image, and the two share their cross-attention's keys and values (section 5, "NLVR").
     """
 
     config: AlbefTextConfig  # type: ignore[assignment]
@@ -243,7 +321,36 @@ class AlbefTextModel(AlbefPreTrainedModel):
         super().__init__(config)
         self.embeddings = AlbefTextEmbeddings(config)
         self.encoder = AlbefTextEncoder(config)
+        if config.images_per_text > 1:
+            # transformers initialises a module only if it holds a tensor that no checkpoint has filled.
+            self.register_buffer("unsaved", torch.empty(0), persistent=False)
+        self._tied_weights_keys = {
+            f"encoder.layer.{index}.crossattention.self.{name}": f"encoder.layer.{first}.crossattention.self.{name}"
+            for index, first in self._repeated_layers()
+            for name in ("key.weight", "key.bias", "value.weight", "value.bias")
+        }
         self.post_init()
+
+    def _repeated_layers(self) -> list[tuple[int, int]]:
+        """Each layer that repeats another one for a further image, and that one."""
+        first, images = self.config.fusion_layer, self.config.images_per_text
+        layers = range(first, self.config.num_hidden_layers)
+        return [(index, index - (index - first) % images) for index in layers if (index - first) % images]
+
+    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
+        """transformers ties only where word embeddings are tied to an output layer; here it is something else."""
+        return dict(self._tied_weights_keys or {})
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self:  # repeated layers that no checkpoint has filled start as copies
+            for index, first in self._repeated_layers():
+                pairs = zip(
+                    self.encoder.layer[index].parameters(), self.encoder.layer[first].parameters(), strict=True
+                )
+                for repeated, original in pairs:
+                    init.copy_(repeated, original)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.word_embeddings
@@ -291,9 +398,23 @@ class AlbefTextModel(AlbefPreTrainedModel):
     def project_image_tokens(self, image_tokens: torch.Tensor) -> list[KeysValues]:
         """Keys and values of an image (batch, tokens, encoder_hidden_size) for each fusion layer.
 
-        They depend on the image alone: compute them once and share them between all the texts it meets.
+        They depend on the image alone: compute them once and share them between all the texts it meets. Where texts
+        have two images, each pair of layers shares them too: see `interleave`.
         """
-        return [layer.crossattention.self.project(image_tokens) for layer in self.fusion_layers]
+        layers = self.fusion_layers[:: self.config.images_per_text]
+        return [layer.crossattention.self.project(image_tokens) for layer in layers]
+
+    @staticmethod
+    def interleave(
+        image_keys_values: Sequence[KeysValues], images: Sequence[torch.Tensor | slice]
+    ) -> list[KeysValues]:
+        """What `fuse` takes where a text has several images.
+
+        Args:
+            image_keys_values: from `project_image_tokens`, of all images.
+            images: rows in there of the first image of each text, of the second image of each text ...
+        """
+        return [(key[rows], value[rows]) for key, value in image_keys_values for rows in images]
 
     def fuse(
         self,
@@ -305,8 +426,14 @@ class AlbefTextModel(AlbefPreTrainedModel):
     ) -> torch.Tensor:
         """The fusion encoder: text states (batch, tokens, hidden_size) -> fused states of the same shape.
 
-        image_keys_values: from `project_image_tokens`, one image a text. queries: as in `encode_text`.
+        image_keys_values: from `project_image_tokens`, one image a text, or fewer that serve as many texts in a row;
+        where a text has several images, from `interleave`. queries: as in `encode_text`.
         """
+        if len(image_keys_values) != len(self.fusion_layers):
+            raise ValueError(
+                f"keys and values for {len(image_keys_values)} layers do not fit {len(self.fusion_layers)} fusion "
+                f"layers: this model reads each text with {self.config.images_per_text} images"
+            )
         mask = self._mask(text_states, attention_mask)
         last = len(self.fusion_layers) - 1
         for index, layer in enumerate(self.fusion_layers):
@@ -324,13 +451,20 @@ class AlbefTextModel(AlbefPreTrainedModel):
         encoder_hidden_states: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPoolingAndCrossAttentions:
-        """Text alone, or text fused with image tokens where `encoder_hidden_states` (batch, tokens, width) are given.
+        """Text alone, or text fused with image tokens where `encoder_hidden_states` (batch, tokens, width) are given,
+        (batch, images, tokens, width) where a text has several images.
 
         Attention maps (`output_attentions=True`) need `attn_implementation="eager"`.
         """
         hidden_states = self.encode_text(input_ids, attention_mask, **kwargs)
         if encoder_hidden_states is not None:
+            images = self.config.images_per_text
+            if images > 1:
+                encoder_hidden_states = encoder_hidden_states.flatten(0, 1)
             image_keys_values = self.project_image_tokens(encoder_hidden_states)
+            if images > 1:
+                rows = [slice(first, None, images) for first in range(images)]
+                image_keys_values = self.interleave(image_keys_values, rows)
             hidden_states = self.fuse(hidden_states, attention_mask, image_keys_values, **kwargs)
         return BaseModelOutputWithPoolingAndCrossAttentions(
             last_hidden_state=hidden_states, pooler_output=hidden_states[:, 0]

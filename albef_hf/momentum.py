@@ -29,8 +29,10 @@ class MomentumCopy(nn.Module):
 
     def __init__(self, online: Mapping[str, nn.Module]) -> None:
         super().__init__()
-        # transformers initialises a module only if it holds a tensor of its own: `start` hangs on this one.
         self.register_buffer("updates", torch.zeros(1, dtype=torch.int64))
+        # transformers initialises a module only if it holds a tensor that no checkpoint has filled: `start` hangs on
+        # this one, and so completes copies of which a checkpoint has only a part.
+        self.register_buffer("unsaved", torch.empty(0), persistent=False)
         for name, module in online.items():
             self.add_module(name, copy.deepcopy(module))
         self.freeze()
@@ -66,7 +68,8 @@ class MomentumCopy(nn.Module):
         """As `reset` for parameters, but whatever was loaded from a checkpoint stays. For use in `_init_weights`."""
         copies, originals = self.pairs(online)
         for copied, original in zip(copies, originals, strict=True):
-            init.copy_(copied, original)
+            if not original.is_meta:  # a weight that is yet to be tied to another one, as its copy will be
+                init.copy_(copied, original)
         init.zeros_(self.updates)
 
 

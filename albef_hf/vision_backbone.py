@@ -24,6 +24,16 @@ class VisionBackboneOutput(ModelOutput):
     pooled: torch.Tensor | None = None
 
 
+def resize_positions(table: torch.Tensor, tokens: int) -> torch.Tensor:
+    """(1, prefix + old grid, width) -> (1, tokens, width): the square grid bicubically, prefix tokens as they are."""
+    old = int((table.shape[1] - 1) ** 0.5)
+    prefix = table.shape[1] - old * old
+    new = int((tokens - prefix) ** 0.5)
+    grid = table[:, prefix:].reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    grid = nn.functional.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
+    return torch.cat([table[:, :prefix], grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+
+
 class VisionBackbone(nn.Module):
     """Adapter from a transformers vision model to tokens and one pooled vector an image.
 

@@ -1,15 +1,14 @@
 """What every model class promises, and the parity list of the publication."""
 
-import json
 import math
 
 import pytest
 import torch
-from helpers import FIXTURES, tiny_batch, tiny_config, tiny_model, to_double
+from helpers import published_state, tiny_batch, tiny_config, tiny_model, to_double
 from torch import nn
 
 from albef_hf import AlbefConfig, AlbefForPreTraining, AlbefModel, AlbefTextConfig, AlbefTextModel
-from albef_hf.convert_original import convert_pretraining_state
+from albef_hf.convert_original import convert_state
 from albef_hf.vision_backbone import VisionBackbone
 
 SCORES = ("input_ids", "attention_mask", "pixel_values")
@@ -218,10 +217,9 @@ def test_base_configuration_has_the_published_sizes(base):
 
 
 def test_published_names_and_shapes_are_ours(base):
-    published = json.loads((FIXTURES / "published_pretraining_keys.json").read_text())
-    assert len(published) == 844
-    state = {name: torch.empty(shape, device="meta") for name, shape in published.items()}
-    converted, dropped = convert_pretraining_state(state)
+    state = published_state("pretraining")
+    assert len(state) == 844
+    converted, report = convert_state(state)
     from transformers.core_model_loading import revert_weight_conversion
 
     ours = revert_weight_conversion(base, base.state_dict())
@@ -229,7 +227,8 @@ def test_published_names_and_shapes_are_ours(base):
     # Ours beyond the published ones: ids beside the queues (same-image and same-caption options), a count.
     beyond = {"image_queue.ids", "text_queue.ids", "momentum_copy.updates"}
     assert {name: tuple(t.shape) for name, t in ours.items() if name not in beyond} == expected
-    assert len(dropped) == 2 * 3  # position ids, tied decoder and its bias, of each text encoder
+    assert report.explained
+    assert len(report.dropped) == 2 and len(report.tied) == 2 * 2  # position ids; decoder and its bias
 
 
 def test_text_then_fusion_equals_all_layers_at_once():

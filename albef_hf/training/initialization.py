@@ -18,7 +18,7 @@ from ..configuration_albef import AlbefConfig
 from ..data.packages import package_folder
 from ..modeling_albef_pretraining import AlbefForPreTraining
 from ..processing_albef import AlbefProcessor
-from ..vision_backbone import VisionBackbone
+from ..vision_backbone import VisionBackbone, resize_positions
 from .arguments import ModelArguments, nearest_choice
 
 _BERT_FIELDS = (
@@ -54,16 +54,6 @@ def _text_folder(name: str) -> str:
     return name
 
 
-def _resize_positions(table: torch.Tensor, tokens: int) -> torch.Tensor:
-    """(1, prefix + old grid, width) -> (1, tokens, width): the square grid bicubically, prefix tokens as they are."""
-    old = int((table.shape[1] - 1) ** 0.5)
-    prefix = table.shape[1] - old * old
-    new = int((tokens - prefix) ** 0.5)
-    grid = table[:, prefix:].reshape(1, old, old, -1).permute(0, 3, 1, 2)
-    grid = nn.functional.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
-    return torch.cat([table[:, :prefix], grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
-
-
 def _adopt(
     target: nn.Module, source: dict[str, torch.Tensor], expected: tuple[str, ...], where: str, allow: bool
 ) -> None:
@@ -71,7 +61,7 @@ def _adopt(
     own = target.state_dict()
     for name, tensor in source.items():
         if name.endswith("position_embeddings") and name in own and own[name].shape != tensor.shape:
-            source[name] = _resize_positions(tensor, own[name].shape[1])
+            source[name] = resize_positions(tensor, own[name].shape[1])
     fitting = {name: tensor for name, tensor in source.items() if name in own and own[name].shape == tensor.shape}
     missing = [name for name in own if name not in fitting and not any(part in name for part in expected)]
     left = [name for name in source if name not in fitting and not any(part in name for part in expected)]

@@ -1,0 +1,368 @@
+"""ALBEF on tasks that end in a class (Li et al. 2021, https://arxiv.org/abs/2107.07651, section 5).
+
+Visual entailment reads a text with one image; visual reasoning (NLVR2) reads it with two, and so does text
+assignment, its extra step of pre-training.
+"""
+
+import copy
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_albef import AlbefConfig, AlbefTextConfig
+from .losses import IGNORED, mean_cross_entropy, sample_hard_negatives
+from .modeling_albef import AlbefModel, full_precision, without_autocast
+from .modeling_albef_momentum import AlbefMomentumModel, check_pairs
+from .modeling_albef_text import AlbefPreTrainedModel, AlbefTextModel, KeysValues
+from .momentum import MomentumCopy
+
+
+@dataclass
+class AlbefClassificationOutput(ModelOutput):
+    """What one step computes. B texts.
+
+    Args:
+        loss: cross-entropy with the labels and, with a teacher, its soft targets; None without labels.
+        logits: (B, classes).
+        labels: (B,), as given or drawn; -100 is ignored.
+        first_image_index, second_image_index: (B,) which image of the batch stood first and second before each text;
+            of text assignment alone.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    labels: torch.Tensor | None = None
+    first_image_index: torch.Tensor | None = None
+    second_image_index: torch.Tensor | None = None
+
+    def metrics(self) -> dict[str, torch.Tensor]:
+        """Scalars worth a curve, still on the device."""
+        if self.logits is None or self.labels is None:
+            return {}
+        with torch.no_grad():
+            right = (self.logits.argmax(1) == self.labels).sum()
+            return {"accuracy": right / (self.labels != IGNORED).sum().clamp(min=1)}
+
+
+class AlbefClassifier(nn.Module):
+    """A hidden layer and the classes."""
+
+    def __init__(self, config: AlbefTextConfig, classes: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.output = nn.Linear(config.hidden_size, classes)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return self.output(self.dense(states).relu())
+
+
+def _task_config(config: AlbefConfig, classes: Sequence[str], images_per_text: int) -> AlbefConfig:
+    """The configuration of a task: its classes, and every fusion layer once for each image of a text."""
+    config = copy.deepcopy(config)
+    config.id2label = dict(enumerate(classes))
+    config.label2id = {name: number for number, name in enumerate(classes)}
+    text: Any = config.text_config
+    if text.images_per_text == images_per_text:
+        return config
+    if text.images_per_text != 1:
+        raise ValueError(
+            f"this task reads a text with {images_per_text} image, but the configuration is of a model that reads it "
+            f"with {text.images_per_text}"
+        )
+    text.num_hidden_layers = text.fusion_layer + images_per_text * (text.num_hidden_layers - text.fusion_layer)
+    text.images_per_text = images_per_text
+    return config
+
+
+def _repeated_layer_names(checkpoint_config: AlbefConfig | None, images_per_text: int) -> dict[str, str]:
+    """Where the fusion layers of a checkpoint that reads one image go; those in between start as copies.
+
+    Layer i becomes layer  first + images * (i - first).  The last one comes first, so that none is renamed twice.
+    """
+    if checkpoint_config is None or checkpoint_config.text_config.images_per_text == images_per_text:
+        return {}
+    text: Any = checkpoint_config.text_config
+    first, layer = text.fusion_layer, "text_model.encoder.layer"
+    return {
+        re.escape(f"{layer}.{index}."): f"{layer}.{first + images_per_text * (index - first)}."
+        for index in range(text.num_hidden_layers - 1, first, -1)
+    }
+
+
+def _check_labels(labels: torch.Tensor, texts: int, classes: Sequence[str]) -> None:
+    if labels.shape != (texts,):
+        raise ValueError(f"{texts} texts need as many labels, not {tuple(labels.shape)}")
+    # On the host the check costs nothing; on a device it would be a host read in every step.
+    if labels.device.type == "cpu":
+        wrong = ((labels < 0) | (labels >= len(classes))) & (labels != IGNORED)
+        if wrong.any():
+            row = int(wrong.nonzero()[0])
+            names = ", ".join(f"{number} ({name})" for number, name in enumerate(classes))
+            raise ValueError(f"label {int(labels[row])} of row {row} is none of {names}, nor {IGNORED} (no label)")
+
+
+class _AlbefForClassification(AlbefMomentumModel):
+    """A class from the fused state of the class token, taught by momentum copies of all modules (published code)."""
+
+    classes: tuple[str, ...]
+    images_per_text = 1
+
+    def __init__(self, config: AlbefConfig) -> None:
+        super().__init__(_task_config(config, self.classes, self.images_per_text))
+        self.albef = AlbefModel(self.config, contrastive=False)
+        self.classifier = AlbefClassifier(self.config.text_config, len(self.classes))  # type: ignore[arg-type]
+        self.momentum_copy = MomentumCopy(self.online_modules())
+        self.post_init()
+
+    def online_modules(self) -> dict[str, nn.Module]:
+        """What the momentum copies follow: all there is (published code)."""
+        return {
+            "vision_model": self.albef.vision_model,
+            "text_model": self.albef.text_model,
+            "classifier": self.classifier,
+        }
+
+    def chance_losses(self, batch_size: int) -> dict[str, float]:
+        """The value of the loss for a model that knows nothing."""
+        return {"loss": torch.tensor(float(len(self.classes))).log().item()}
+
+    @classmethod
+    def _check_images(cls, pixel_values: torch.Tensor, input_ids: torch.Tensor) -> None:
+        check_pairs(pixel_values, input_ids)
+
+    @staticmethod
+    def _keys_values(
+        vision_model: nn.Module, text_model: AlbefTextModel, pixel_values: torch.Tensor
+    ) -> list[KeysValues]:
+        """Images as the fusion layers take them."""
+        return text_model.project_image_tokens(vision_model(pixel_values).tokens)
+
+    def _logits(
+        self,
+        modules: Any,
+        classifier: nn.Module,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        keys_values = self._keys_values(modules.vision_model, modules.text_model, pixel_values)
+        states = modules.text_model.encode_text(input_ids, attention_mask)
+        fused = modules.text_model.fuse(states, attention_mask, keys_values, queries=1)
+        return full_precision(classifier(fused[:, 0]))
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        alpha: float | None = None,
+        **kwargs: Any,
+    ) -> AlbefClassificationOutput:
+        """Logits of B texts with their images, and the loss where labels are given.
+
+        Args:
+            input_ids, attention_mask: (B, T).
+            pixel_values: (B, channels, height, width), or (B, 2, channels, height, width) where a text has two images.
+            labels: (B,) integers; -100 is ignored.
+            alpha: weight of the momentum copies' soft targets; `config.alpha` where left out.
+
+        Raises:
+            ValueError: a text without its image or images, or a label that is no class.
+        """
+        self._check_images(pixel_values, input_ids)
+        logits = self._logits(self.albef, self.classifier, input_ids, pixel_values, attention_mask)
+        if labels is None:
+            return AlbefClassificationOutput(logits=logits)
+        _check_labels(labels, input_ids.shape[0], self.classes)
+        alpha = self.config.alpha if alpha is None else alpha
+        teacher_logits = None
+        if self._distils(alpha):
+            with torch.no_grad():
+                copies: Any = self.momentum_copy
+                teacher_logits = self._logits(copies, copies.classifier, input_ids, pixel_values, attention_mask)
+        loss = mean_cross_entropy(logits, labels, teacher_logits, alpha)
+        return AlbefClassificationOutput(loss=loss, logits=logits, labels=labels)
+
+
+class AlbefForVisualEntailment(_AlbefForClassification):
+    """Does the image (premise) contradict the text (hypothesis), leave it open, or entail it? (SNLI-VE)
+
+    The published recipe has no ramp of alpha here: set `alpha_ramp_epochs` to 0.
+    """
+
+    classes = ("contradiction", "neutral", "entailment")
+
+
+def _two_images(vision_model: nn.Module, text_model: AlbefTextModel, pixel_values: torch.Tensor) -> list[KeysValues]:
+    """(B, 2, channels, height, width) -> keys and values, projected once for each pair of layers."""
+    projected = text_model.project_image_tokens(vision_model(pixel_values.flatten(0, 1)).tokens)
+    return text_model.interleave(projected, [slice(0, None, 2), slice(1, None, 2)])
+
+
+class AlbefForVisualReasoning(_AlbefForClassification):
+    """Is the text true of two images? (NLVR2)
+
+    Each fusion layer stands twice, for the first and the second image, and the two share cross-attention's keys and
+    values. Started from a pre-training checkpoint, both are copies of the one layer there.
+    """
+
+    classes = ("False", "True")
+    images_per_text = 2
+    _starts = {r"text_model\.encoder\.layer\.": "copied from the layer before, which reads the first image"}
+
+    @classmethod
+    def renamed_keys(cls, checkpoint_config: AlbefConfig | None) -> dict[str, str]:
+        """See `AlbefPreTrainedModel.renamed_keys`."""
+        return _repeated_layer_names(checkpoint_config, cls.images_per_text)
+
+    @classmethod
+    def _check_images(cls, pixel_values: torch.Tensor, input_ids: torch.Tensor) -> None:
+        check_pairs(pixel_values, input_ids)
+        if pixel_values.dim() != 5 or pixel_values.shape[1] != cls.images_per_text:
+            raise ValueError(
+                "each text needs two images, pixel_values (batch, 2, channels, height, width), not "
+                f"{tuple(pixel_values.shape)}"
+            )
+
+    _keys_values = staticmethod(_two_images)
+
+
+class AlbefForTextAssignment(AlbefPreTrainedModel):
+    """Pre-training for visual reasoning: does the text belong to the first image, to the second, or to neither?
+
+    (Section 5, "NLVR".) For each text other images of the batch are drawn in proportion to their similarity with its
+    own. It has no teacher; projections and temperature come along, for the draw, and do not train.
+    """
+
+    classes = ("first image", "second image", "neither")
+    images_per_text = 2
+    albef: AlbefModel
+    _starts = AlbefForVisualReasoning._starts
+
+    def __init__(self, config: AlbefConfig) -> None:
+        super().__init__(_task_config(config, self.classes, self.images_per_text))
+        self.albef = AlbefModel(self.config)
+        self.assignment_head = nn.Linear(self.config.text_config.hidden_size, len(self.classes))
+        self.post_init()
+        self.freeze()
+
+    @classmethod
+    def renamed_keys(cls, checkpoint_config: AlbefConfig | None) -> dict[str, str]:
+        """See `AlbefPreTrainedModel.renamed_keys`."""
+        return _repeated_layer_names(checkpoint_config, cls.images_per_text)
+
+    def freeze(self) -> None:
+        """See `AlbefPreTrainedModel.freeze`."""
+        super().freeze()
+        self.albef.vision_projection.requires_grad_(False)
+        self.albef.text_projection.requires_grad_(False)
+        self.albef.temperature.requires_grad_(False)
+
+    def chance_losses(self, batch_size: int) -> dict[str, float]:
+        """The value of the loss for a model that knows nothing."""
+        return {"loss": torch.tensor(float(len(self.classes))).log().item()}
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        first_image_index: torch.Tensor | None = None,
+        second_image_index: torch.Tensor | None = None,
+        image_ids: torch.Tensor | None = None,
+        assignment_draws: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> AlbefClassificationOutput:
+        """Logits and loss of B texts, each before two images of the batch.
+
+        Args:
+            input_ids, attention_mask: (B, T).
+            pixel_values: (B, channels, height, width), the image of each text.
+            first_image_index, second_image_index: (B,) rows of `pixel_values` that stand before each text. Drawn,
+                together with `labels`, where left out: with probability 1/3 each the text's own image is the first,
+                the second, or neither of them.
+            labels: (B,) 0 where the text belongs to the first image, 1 to the second, 2 to neither; -100 is ignored.
+            image_ids: (B,) integers; images with the same one, -100 aside, are never drawn as another image.
+            assignment_draws: (B, 3) uniform in [0, 1): they choose the label and the other images. Drawn from torch's
+                generator where left out.
+
+        Raises:
+            ValueError: different numbers of images and texts, fewer than three pairs to draw from, only some of
+                labels and indices, or one out of range.
+        """
+        check_pairs(pixel_values, input_ids)
+        texts = input_ids.shape[0]
+        image = self.albef.vision_model(pixel_values)
+        given = [value is not None for value in (labels, first_image_index, second_image_index)]
+        if not any(given):
+            labels, first_image_index, second_image_index = self._draw(image, image_ids, assignment_draws)
+        elif not all(given):
+            raise ValueError("labels, first_image_index and second_image_index come together or not at all")
+        _check_labels(labels, texts, self.classes)  # type: ignore[arg-type]
+        for name, index in (("first", first_image_index), ("second", second_image_index)):
+            if index.shape != (texts,) or (index.device.type == "cpu" and not ((index >= 0) & (index < texts)).all()):
+                raise ValueError(f"{name}_image_index must hold {texts} rows of the batch, not {index}")
+        text_model = self.albef.text_model
+        # An image's keys and values are projected once, however many texts it stands before.
+        keys_values = text_model.interleave(
+            text_model.project_image_tokens(image.tokens),
+            [first_image_index, second_image_index],  # type: ignore[list-item]
+        )
+        states = text_model.encode_text(input_ids, attention_mask)
+        fused = text_model.fuse(states, attention_mask, keys_values, queries=1)
+        logits = full_precision(self.assignment_head(fused[:, 0]))
+        return AlbefClassificationOutput(
+            loss=mean_cross_entropy(logits, labels),  # type: ignore[arg-type]
+            logits=logits,
+            labels=labels,
+            first_image_index=first_image_index,
+            second_image_index=second_image_index,
+        )
+
+    @torch.no_grad()
+    def _draw(
+        self, image: Any, image_ids: torch.Tensor | None, draws: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Labels, first and second image of each text (published code, whose temperature is not the learned one)."""
+        texts, device = image.pooled.shape[0], image.pooled.device
+        if texts < 3:
+            raise ValueError(
+                f"two other images are drawn from the batch for each text, so it needs at least 3 pairs, not {texts}"
+            )
+        embeds = self.albef.project_image(image)
+        own = torch.arange(texts, device=device)
+        excluded = own[:, None] == own
+        if image_ids is not None:
+            excluded |= (image_ids[:, None] == image_ids) & (image_ids != IGNORED)
+        if draws is None:
+            draws = torch.rand(texts, 3, device=device)
+        with without_autocast(embeds):
+            similarity = embeds @ embeds.T / self.config.temperature
+        other, has_other = sample_hard_negatives(similarity, excluded, draws[:, 1])
+        another, has_another = sample_hard_negatives(similarity, excluded | (other[:, None] == own), draws[:, 2])
+        neither = draws[:, 0] < 1 / 3
+        in_second = ~neither & (draws[:, 0] < 2 / 3)
+        labels = torch.where(neither, 2, torch.where(in_second, 1, 0))
+        # A text whose image is (almost) all of the batch has no others to stand before, and teaches nothing.
+        labels = labels.masked_fill(~torch.where(neither, has_another, has_other), IGNORED)
+        first = torch.where(neither | in_second, other, own)
+        second = torch.where(neither, another, torch.where(in_second, own, other))
+        return labels, first, second
+
+
+__all__ = [
+    "AlbefClassificationOutput",
+    "AlbefForTextAssignment",
+    "AlbefForVisualEntailment",
+    "AlbefForVisualReasoning",
+]

@@ -1,0 +1,92 @@
+"""What every ALBEF model with momentum copies shares (Li et al. 2021, section 3.5)."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from .modeling_albef import AlbefModel
+from .modeling_albef_text import AlbefPreTrainedModel
+from .momentum import FeatureQueue, MomentumCopy
+
+
+def check_pairs(pixel_values: torch.Tensor | None, input_ids: torch.Tensor | None) -> None:
+    """Raises: ValueError: images without texts, texts without images, or different numbers of them."""
+    if pixel_values is None or input_ids is None:
+        given, left_out = ("pixel_values", "input_ids") if input_ids is None else ("input_ids", "pixel_values")
+        if pixel_values is None and input_ids is None:
+            given = "nothing"
+        raise ValueError(f"each image needs a text and each text an image, but {left_out} are missing ({given} given)")
+    if pixel_values.shape[0] != input_ids.shape[0]:
+        raise ValueError(
+            f"losses need pairs, but there are {pixel_values.shape[0]} images and {input_ids.shape[0]} texts"
+        )
+
+
+class AlbefMomentumModel(AlbefPreTrainedModel):
+    """Base of the models that momentum copies of their own modules teach.
+
+    `forward` changes nothing. After each optimizer step call `update_momentum()`. `save_pretrained` leaves the copies
+    (and queues) out unless `save_momentum=True`; a checkpoint without them loads with copies equal to its weights.
+    """
+
+    # Absent from published folders by design; see `_init_weights`.
+    _keys_to_ignore_on_load_missing = [r"^momentum_copy\.", r"^image_queue\.", r"^text_queue\."]
+
+    albef: AlbefModel
+    momentum_copy: MomentumCopy
+
+    def online_modules(self) -> dict[str, nn.Module]:
+        """What the momentum copies follow, by name."""
+        raise NotImplementedError
+
+    def start_new_parts(self) -> None:
+        """Fill parts that start as copies of others, where no checkpoint has; none by default."""
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, FeatureQueue):
+            module.start()
+        elif module is self.momentum_copy:
+            # It comes after the online modules, so their weights are in place, loaded or fresh; loaded copies stay.
+            self.start_new_parts()
+            module.start(self.online_modules())
+
+    @torch.no_grad()
+    def update_momentum(self, step: int = 0, total_steps: int = 1) -> None:
+        """Move the momentum copies. Once per optimizer step.
+
+        The momentum is constant; step and total_steps are for methods with a schedule.
+        """
+        self.momentum_copy.update(self.online_modules(), self.config.momentum)
+
+    @torch.no_grad()
+    def reset_momentum(self) -> None:
+        """Make the momentum copies equal to the online weights."""
+        self.momentum_copy.reset(self.online_modules())
+
+    def step_arguments(self, step: int, steps_per_epoch: int, total_steps: int) -> dict[str, float]:
+        """Arguments of `forward` that follow the schedule. step: optimizer steps done so far."""
+        ramp = self.config.alpha_ramp_epochs * steps_per_epoch
+        return {"alpha": self.config.alpha * min(1.0, step / ramp) if ramp > 0 else self.config.alpha}
+
+    @staticmethod
+    def _distils(alpha: float | torch.Tensor) -> bool:
+        return isinstance(alpha, torch.Tensor) or alpha > 0
+
+    def save_pretrained(self, save_directory: Any, *args: Any, save_momentum: bool = False, **kwargs: Any) -> None:
+        """As in transformers; `save_momentum=True` keeps the momentum copies and the queues."""
+        before = self._keys_to_ignore_on_save
+        if not save_momentum:
+            state = ("momentum_copy.", "image_queue.", "text_queue.")
+            self._keys_to_ignore_on_save = set(before or ()) | {
+                key for key in self.state_dict() if key.startswith(state)
+            }
+        try:
+            super().save_pretrained(save_directory, *args, **kwargs)
+        finally:
+            self._keys_to_ignore_on_save = before
+
+
+__all__ = ["AlbefMomentumModel", "check_pairs"]

@@ -1,0 +1,473 @@
+"""ALBEF answering questions about images (Li et al. 2021, https://arxiv.org/abs/2107.07651, section 5, "VQA").
+
+The question is read with the image by the text and fusion encoders; a causal decoder reads the question's states and
+writes the answer.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import GenerationMixin
+from transformers import initialization as init
+from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_albef import AlbefConfig, AlbefTextConfig
+from .losses import IGNORED, answer_losses
+from .modeling_albef import AlbefModel, full_precision
+from .modeling_albef_momentum import AlbefMomentumModel, check_pairs
+from .modeling_albef_text import (
+    AlbefMaskedLanguageModellingHead,
+    AlbefPreTrainedModel,
+    AlbefTextEmbeddings,
+    AlbefTextLayer,
+    AlbefTextModel,
+    KeysValues,
+)
+from .momentum import MomentumCopy
+
+DEFAULT_ANSWER_TOKENS = 10
+
+
+@dataclass
+class AlbefForQuestionAnsweringOutput(ModelOutput):
+    """What one step computes. B questions, A answers in all, L answer tokens.
+
+    Args:
+        loss: sum over answers of weight * loss of the answer, divided by B; None without answers.
+        loss_per_token: mean over answer tokens of the cross-entropy with the token, unweighted and without gradient.
+        answer_logits: (A, L - 1, vocabulary): position i predicts token i + 1.
+        answer_labels: (A, L - 1); -100 where padded.
+        question_states: (B, T, hidden_size), what the decoder reads.
+    """
+
+    loss: torch.Tensor | None = None
+    loss_per_token: torch.Tensor | None = None
+    answer_logits: torch.Tensor | None = None
+    answer_labels: torch.Tensor | None = None
+    question_states: torch.Tensor | None = None
+
+    def metrics(self) -> dict[str, torch.Tensor]:
+        """Scalars worth a curve, still on the device."""
+        if self.answer_logits is None or self.answer_labels is None:
+            return {}
+        with torch.no_grad():
+            right = (self.answer_logits.argmax(-1) == self.answer_labels).sum()
+            return {"token_accuracy": right / (self.answer_labels != IGNORED).sum().clamp(min=1)}
+
+
+@dataclass
+class AlbefAnswerRanking(ModelOutput):
+    """The k candidate answers kept for each of B questions, best first.
+
+    Args:
+        answer_ids: (B, k), rows of the candidate list.
+        probabilities: (B, k), softmax of the scores over the k.
+        log_probabilities: (B, k), log-probability of the whole answer.
+    """
+
+    answer_ids: torch.Tensor | None = None
+    probabilities: torch.Tensor | None = None
+    log_probabilities: torch.Tensor | None = None
+
+
+class AlbefAnswerLayers(nn.Module):
+    def __init__(self, config: AlbefTextConfig) -> None:
+        super().__init__()
+        count = config.num_hidden_layers - config.fusion_layer
+        self.layer = nn.ModuleList(
+            [AlbefTextLayer(config, fuses=True, memory_size=config.hidden_size) for _ in range(count)]
+        )
+        for layer in self.layer:
+            layer.attention.self.is_causal = True
+
+
+class AlbefAnswerDecoder(AlbefPreTrainedModel, GenerationMixin):
+    """A causal decoder with as many layers as the fusion encoder, which attends to the states of a question.
+
+    Questions come as keys and values (`project_question`), which are computed once for all answers and tokens.
+    """
+
+    config: AlbefTextConfig  # type: ignore[assignment]
+    base_model_prefix = "decoder"
+    main_input_name = "input_ids"
+    input_modalities = ("text",)  # type: ignore[assignment]
+    _supports_flash_attn = False  # masks are made here, for the other implementations
+    _supports_flex_attn = False
+
+    def __init__(self, config: AlbefTextConfig) -> None:
+        super().__init__(config)
+        self.embeddings = AlbefTextEmbeddings(config)
+        self.encoder = AlbefAnswerLayers(config)
+        self.cls = AlbefMaskedLanguageModellingHead(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.embeddings.word_embeddings = value  # type: ignore[assignment]
+
+    @torch.no_grad()
+    def start(self, text_model: AlbefTextModel) -> None:
+        """Weights that no checkpoint has filled start as those of the embeddings and fusion layers (section 5).
+
+        Where the image tokens are not as wide as the text, cross-attention's keys and values do not fit and stay
+        random. For use in `_init_weights`.
+        """
+        pairs = zip(self.encoder.layer, text_model.fusion_layers, strict=True)
+        for module, source in [(self.embeddings, text_model.embeddings), *pairs]:
+            for own, original in zip(module.parameters(), source.parameters(), strict=True):
+                if own.shape == original.shape:
+                    init.copy_(own, original)
+
+    def project_question(self, question_states: torch.Tensor) -> list[KeysValues]:
+        """Keys and values of questions (batch, tokens, hidden_size) for each layer."""
+        return [layer.crossattention.self.project(question_states) for layer in self.encoder.layer]
+
+    def _masks(
+        self, states: torch.Tensor, attention_mask: torch.Tensor | None, question_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Which answer tokens each one sees (1 or answers, 1, L, L); which question tokens (questions, 1, 1, T)."""
+        length = states.shape[1]
+        seen = torch.ones(length, length, dtype=torch.bool, device=states.device).tril()[None, None]
+        if attention_mask is not None:
+            seen = seen & attention_mask.to(torch.bool)[:, None, None, :]
+        question = None if question_mask is None else question_mask.to(torch.bool)[:, None, None, :]
+        if self.config._attn_implementation != "eager":
+            return seen, question
+
+        def added(visible: torch.Tensor) -> torch.Tensor:
+            lowest = torch.finfo(states.dtype).min
+            return torch.zeros_like(visible, dtype=states.dtype).masked_fill(~visible, lowest)
+
+        return added(seen), None if question is None else added(question)
+
+    def decode(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        question_keys_values: Sequence[KeysValues],
+        question_mask: torch.Tensor | None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Answers (A, L), padded on the right, -> states (A, L, hidden_size).
+
+        question_keys_values: of A questions, or of fewer: then each serves as many answers in a row.
+        """
+        states = self.embeddings(input_ids)
+        mask, question_mask = self._masks(states, attention_mask, question_mask)
+        for layer, keys_values in zip(self.encoder.layer, question_keys_values, strict=True):
+            states = layer(states, mask, keys_values, None, question_mask, **kwargs)
+        return states
+
+    def predict(self, states: torch.Tensor) -> torch.Tensor:
+        """(..., hidden_size) -> logits (..., vocabulary) of the next token, float32 at least."""
+        return full_precision(self.cls(states, self.embeddings.word_embeddings.weight))
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        question_keys_values: torch.Tensor | None = None,
+        question_mask: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithCrossAttentions:
+        """Logits (batch, 1, vocabulary) of the token after each prefix. For `generate`.
+
+        question_keys_values: (batch, layers, 2, heads, tokens, head width), one tensor, which `generate` can repeat.
+        """
+        if question_keys_values is None:
+            raise ValueError("the decoder needs a question: call generate of AlbefForQuestionAnswering")
+        memory = [(both[:, 0], both[:, 1]) for both in question_keys_values.unbind(1)]
+        states = self.decode(input_ids, attention_mask, memory, question_mask)
+        return CausalLMOutputWithCrossAttentions(logits=self.predict(states[:, -1:]))
+
+
+class AlbefForQuestionAnswering(AlbefMomentumModel):
+    """Question and image in, answer out: trained on weighted answers, used by ranking a list or by free generation.
+
+    Started from a pre-training checkpoint, the decoder is a copy of the fusion layers, of the embeddings and of the
+    vocabulary head, as published.
+    """
+
+    _supports_flash_attn = False
+    _supports_flex_attn = False
+    _starts = {
+        r"^decoder\.(embeddings|encoder)\.": "copied from the embeddings and fusion layers where of equal shape",
+    }
+
+    def __init__(self, config: AlbefConfig) -> None:
+        super().__init__(config)
+        self.albef = AlbefModel(config, contrastive=False)
+        self.decoder = AlbefAnswerDecoder(config.text_config)  # type: ignore[arg-type]
+        self.momentum_copy = MomentumCopy(self.online_modules())
+        self.post_init()
+
+    @classmethod
+    def renamed_keys(cls, checkpoint_config: AlbefConfig | None) -> dict[str, str]:
+        """The vocabulary head of pre-training becomes the decoder's, in the momentum copies too."""
+        return {r"^cls\.": "decoder.cls.", r"^momentum_copy\.cls\.": "momentum_copy.decoder.cls."}
+
+    def online_modules(self) -> dict[str, nn.Module]:
+        """What the momentum copies follow: all there is (published code)."""
+        return {
+            "vision_model": self.albef.vision_model,
+            "text_model": self.albef.text_model,
+            "decoder": self.decoder,
+        }
+
+    def start_new_parts(self) -> None:
+        self.decoder.start(self.albef.text_model)
+
+    def chance_losses(self, batch_size: int) -> dict[str, float]:
+        """The value of the loss of a token for a model that knows nothing."""
+        return {"loss_per_token": torch.tensor(float(self.config.text_config.vocab_size)).log().item()}
+
+    def encode_question(
+        self, input_ids: torch.Tensor, pixel_values: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Questions (B, T) with their images -> states (B, T, hidden_size), which the decoder reads."""
+        check_pairs(pixel_values, input_ids)
+        return self._encode(self.albef.vision_model, self.albef.text_model, input_ids, pixel_values, attention_mask)
+
+    @staticmethod
+    def _encode(
+        vision_model: nn.Module,
+        text_model: AlbefTextModel,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        image_keys_values = text_model.project_image_tokens(vision_model(pixel_values).tokens)
+        return text_model.fuse(text_model.encode_text(input_ids, attention_mask), attention_mask, image_keys_values)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        answer_input_ids: torch.Tensor | None = None,
+        answer_attention_mask: torch.Tensor | None = None,
+        answer_weights: torch.Tensor | None = None,
+        answers_per_question: torch.Tensor | None = None,
+        alpha: float | None = None,
+        **kwargs: Any,
+    ) -> AlbefForQuestionAnsweringOutput:
+        """The loss of A weighted answers to B questions, or the states of the questions where no answers are given.
+
+        Args:
+            input_ids, attention_mask: (B, T), questions.
+            pixel_values: (B, channels, height, width), the image of each.
+            answer_input_ids, answer_attention_mask: (A, L), answers from [CLS] to [SEP], padded on the right; first
+                all answers of the first question, then those of the second ...
+            answer_weights: (A,); published: a tenth of how many of ten people gave the answer.
+            answers_per_question: (B,) integers that add up to A; one each where left out.
+            alpha: weight of the soft targets; `config.alpha` where left out.
+
+        Raises:
+            ValueError: different numbers of images and questions, answers without weights, or numbers of answers that
+                do not add up.
+        """
+        question_states = self.encode_question(input_ids, pixel_values, attention_mask)
+        if answer_input_ids is None:
+            return AlbefForQuestionAnsweringOutput(question_states=question_states)
+        alpha = self.config.alpha if alpha is None else alpha
+        questions, answers = input_ids.shape[0], answer_input_ids.shape[0]
+        _check_answers(questions, answer_input_ids, answer_weights, answers_per_question)
+        if answer_attention_mask is None:
+            answer_attention_mask = torch.ones_like(answer_input_ids)
+        owner = torch.arange(questions, device=input_ids.device)
+        if answers_per_question is not None:  # (A,) the question of each answer
+            owner = owner.repeat_interleave(answers_per_question, output_size=answers)
+        labels = answer_input_ids.masked_fill(answer_attention_mask == 0, IGNORED)[:, 1:]
+
+        def answer_logits(decoder: AlbefAnswerDecoder, states: torch.Tensor) -> torch.Tensor:
+            memory = [(key[owner], value[owner]) for key, value in decoder.project_question(states)]
+            mask = None if attention_mask is None else attention_mask[owner]
+            # The last token predicts nothing; no other sees it.
+            decoded = decoder.decode(answer_input_ids[:, :-1], answer_attention_mask[:, :-1], memory, mask)
+            return decoder.predict(decoded)
+
+        logits = answer_logits(self.decoder, question_states)
+        teacher_logits = None
+        if self._distils(alpha):
+            with torch.no_grad():
+                copies: Any = self.momentum_copy
+                states = self._encode(copies.vision_model, copies.text_model, input_ids, pixel_values, attention_mask)
+                teacher_logits = answer_logits(copies.decoder, states)
+        losses = answer_losses(logits, labels, teacher_logits, alpha)
+        with torch.no_grad():
+            plain = losses if teacher_logits is None else answer_losses(logits, labels)
+            per_token = plain.sum() / (labels != IGNORED).sum().clamp(min=1)
+        return AlbefForQuestionAnsweringOutput(
+            loss=(answer_weights.to(losses.dtype) * losses).sum() / questions,  # type: ignore[union-attr]
+            loss_per_token=per_token,
+            answer_logits=logits,
+            answer_labels=labels,
+            question_states=question_states,
+        )
+
+    @torch.no_grad()
+    def rank_answers(
+        self,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        candidate_input_ids: torch.Tensor,
+        candidate_attention_mask: torch.Tensor | None = None,
+        k: int = 128,
+        batch_size: int = 1024,
+    ) -> AlbefAnswerRanking:
+        """The most probable of a list of C answers to each of B questions (section 5; published code).
+
+        The k candidates with the most probable first tokens are kept and scored by their log-probability. The
+        published code adds that of the first token once more; so does this one with `config.published`.
+
+        Args:
+            input_ids, attention_mask, pixel_values: as in `forward`.
+            candidate_input_ids, candidate_attention_mask: (C, L), answers from [CLS] to [SEP], padded on the right.
+            k: candidates scored for each question; at most C.
+            batch_size: pairs of question and answer that are scored at a time.
+
+        Raises:
+            ValueError: no candidates, candidates that do not begin alike, or k below 1.
+        """
+        if candidate_input_ids.shape[0] == 0 or candidate_input_ids.shape[1] < 2:
+            raise ValueError(
+                f"candidate answers need two tokens or more, [CLS] and a word: {tuple(candidate_input_ids.shape)}"
+            )
+        if (candidate_input_ids[:, 0] != candidate_input_ids[0, 0]).any():
+            raise ValueError("candidate answers must all begin with the same token, [CLS]")
+        if k < 1:
+            raise ValueError(f"k must be 1 or more, not {k}")
+        k = min(k, candidate_input_ids.shape[0])
+        if candidate_attention_mask is None:
+            candidate_attention_mask = torch.ones_like(candidate_input_ids)
+        memory = self.decoder.project_question(self.encode_question(input_ids, pixel_values, attention_mask))
+        questions = input_ids.shape[0]
+        begin = candidate_input_ids[:1, :1].expand(questions, 1)
+        states = self.decoder.decode(begin, None, memory, attention_mask)
+        first = self.decoder.predict(states[:, 0]).log_softmax(1)[:, candidate_input_ids[:, 1]]  # (B, C)
+        first, kept = first.topk(k, dim=1)  # (B, k)
+        scores = []
+        step = max(1, batch_size // k)  # questions at a time
+        for start in range(0, questions, step):
+            rows = slice(start, start + step)
+            chosen = kept[rows].flatten()
+            scores.append(
+                self._answer_scores(
+                    candidate_input_ids[chosen],
+                    candidate_attention_mask[chosen],
+                    [(key[rows], value[rows]) for key, value in memory],
+                    None if attention_mask is None else attention_mask[rows],
+                ).view(-1, k)
+            )
+        log_probabilities = torch.cat(scores)
+        score = log_probabilities + first if self.config.published else log_probabilities
+        probabilities, order = score.softmax(1).sort(dim=1, descending=True, stable=True)
+        return AlbefAnswerRanking(
+            answer_ids=kept.gather(1, order),
+            probabilities=probabilities,
+            log_probabilities=log_probabilities.gather(1, order),
+        )
+
+    def _answer_scores(
+        self,
+        answers: torch.Tensor,
+        mask: torch.Tensor,
+        memory: Sequence[KeysValues],
+        question_mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Log-probability (A,) of each answer; as many answers in a row belong to each question of `memory`."""
+        states = self.decoder.decode(answers[:, :-1], mask[:, :-1], memory, question_mask)
+        counts = mask[:, 1:].to(torch.bool)
+        logits = self.decoder.predict(states[counts])  # real tokens only: a vocabulary is wide
+        tokens = logits.gather(1, answers[:, 1:][counts][:, None]).squeeze(1) - logits.logsumexp(1)
+        scores = torch.zeros(counts.shape, dtype=tokens.dtype, device=tokens.device)
+        scores[counts] = tokens
+        return scores.sum(1)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Free answers to B questions: token ids (B, 1 + new tokens), from [CLS] to [SEP], padded after it.
+
+        Args:
+            input_ids, attention_mask, pixel_values: as in `forward`.
+            kwargs: of transformers' `generate`: `max_new_tokens` (10 where left out), `num_beams`, `do_sample`,
+                `num_return_sequences` (rows of a question then follow each other) ... The question is read once;
+                the few tokens of an answer are read again for each new one, without a cache.
+
+        Raises:
+            ValueError: a cache is asked for, or the configuration does not say which token begins an answer.
+        """
+        text_config: Any = self.config.text_config
+        begin = kwargs.pop("bos_token_id", text_config.bos_token_id)
+        if begin is None or not 0 <= begin < text_config.vocab_size:
+            raise ValueError(
+                f"text_config.bos_token_id is {begin}, which is none of the {text_config.vocab_size} tokens: set it "
+                "to the tokenizer's cls_token_id, and eos_token_id to its sep_token_id"
+            )
+        if kwargs.pop("use_cache", False):
+            raise ValueError("answers are a few tokens long: use_cache is not supported")
+        memory = self.decoder.project_question(self.encode_question(input_ids, pixel_values, attention_mask))
+        options = {
+            "max_new_tokens": None if "max_length" in kwargs else DEFAULT_ANSWER_TOKENS,
+            "eos_token_id": text_config.eos_token_id,
+            "pad_token_id": text_config.pad_token_id,
+        }
+        return self.decoder.generate(
+            torch.full((input_ids.shape[0], 1), begin, device=input_ids.device),
+            question_keys_values=torch.stack([torch.stack(both, dim=1) for both in memory], dim=1),
+            question_mask=attention_mask,
+            use_cache=False,
+            **{**options, **kwargs},
+        )
+
+
+def _check_answers(
+    questions: int,
+    answers: torch.Tensor,
+    weights: torch.Tensor | None,
+    per_question: torch.Tensor | None,
+) -> None:
+    if answers.shape[1] < 2:
+        raise ValueError(f"an answer needs two tokens or more, [CLS] and a word; there are {answers.shape[1]}")
+    if weights is None:
+        raise ValueError(f"answer_weights are missing: one for each of the {answers.shape[0]} answers")
+    if weights.shape != answers.shape[:1]:
+        raise ValueError(f"{answers.shape[0]} answers need as many answer_weights, not {tuple(weights.shape)}")
+    if per_question is None:
+        if answers.shape[0] != questions:
+            raise ValueError(
+                f"{answers.shape[0]} answers to {questions} questions: answers_per_question must say whose they are"
+            )
+        return
+    if per_question.shape != (questions,):
+        raise ValueError(f"answers_per_question is {tuple(per_question.shape)}, but there are {questions} questions")
+    # On the host the check costs nothing; on a device it would be a host read in every step.
+    if per_question.device.type == "cpu" and int(per_question.sum()) != answers.shape[0]:
+        raise ValueError(
+            f"answers_per_question add up to {int(per_question.sum())}, but there are {answers.shape[0]} answers"
+        )
+
+
+__all__ = [
+    "AlbefAnswerDecoder",
+    "AlbefAnswerRanking",
+    "AlbefForQuestionAnswering",
+    "AlbefForQuestionAnsweringOutput",
+]

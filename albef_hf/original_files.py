@@ -1,0 +1,78 @@
+"""Reading other people's checkpoint files. Nothing in them is ever executed."""
+
+import argparse
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch.serialization import safe_globals
+
+CONTAINERS = ("model", "state_dict")
+
+
+def read_file(path: str | Path) -> Any:
+    """What a `.pth`, `.pt`, `.pth.tar` or `.safetensors` file holds: tensors and plain values.
+
+    torch's restricted reader makes tensors, dicts, lists, strings and numbers, and refuses everything else. One class
+    is allowed beside them, since training scripts save their command line with the weights: `argparse.Namespace`,
+    which holds attributes and runs nothing. There is no way round the refusal.
+
+    Raises:
+        ValueError: no such file, a damaged one, or one that would need more than that.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 10):
+        raise ValueError(f"reading {path} safely needs torch 2.10 or newer, not {torch.__version__}")
+    try:
+        with safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).split("Please file an issue")[0].split("WeightsUnpickler error:")[-1].strip()
+        raise ValueError(
+            f"{path} was not read, because it holds more than tensors and plain values: {reason.splitlines()[0]} "
+            "If you made the file yourself, save its weights alone: torch.save(model.state_dict(), path)."
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path} is not a whole torch checkpoint: {error}") from error
+
+
+def find_state(content: Any, where: str = "the checkpoint") -> dict[str, torch.Tensor]:
+    """The weights in what a file holds: alone, or under `model` or `state_dict`, `module.` removed from their names.
+
+    Raises:
+        ValueError: no weights are there, or something else is among them.
+    """
+    for container in CONTAINERS:
+        if isinstance(content, Mapping) and isinstance(content.get(container), Mapping):
+            content = content[container]
+    if not isinstance(content, Mapping) or not any(isinstance(value, torch.Tensor) for value in content.values()):
+        found = f"the keys {', '.join(map(str, list(content)[:8]))}" if isinstance(content, Mapping) else type(content)
+        raise ValueError(f"{where} holds no weights, alone or under {' or '.join(CONTAINERS)}; it has {found}")
+    other = [name for name, value in content.items() if not isinstance(value, torch.Tensor)]
+    if other:
+        raise ValueError(f"{where} holds something that is no tensor among its weights: {other[:5]}")
+    state = dict(content)
+    if all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    return state
+
+
+def read_state(source: str | Path | Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The weights of a file, or of what was read from one. See `read_file` and `find_state`."""
+    if isinstance(source, (str, Path)):
+        return find_state(read_file(source), str(source))
+    return find_state(source)
+
+
+__all__ = ["find_state", "read_file", "read_state"]
