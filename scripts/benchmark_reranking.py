@@ -1,4 +1,4 @@
-"""What re-ranking costs, beside scoring every pair by itself: CPU time, measured in turns, and floating point operations.
+"""What re-ranking costs beside scoring every pair by itself: CPU time, measured in turns, and operations.
 
 python scripts/benchmark_reranking.py --images 6 --k 64 --image_tokens 577
 

@@ -10,7 +10,7 @@ def retrieval_model(state: dict, sizes: dict, attention: str = "sdpa") -> AlbefF
     """In float64 and evaluation mode. The layout has no vocabulary head; what stands there is never used."""
     full = {}
     for name, tensor in state.items():
-        if name.startswith("text_encoder.") and not name.startswith("text_encoder.bert."):
+        if name.startswith(("text_encoder.embeddings.", "text_encoder.encoder.")):
             name = name.replace("text_encoder.", "text_encoder.bert.", 1)
         if not name.split(".")[0].endswith("_m") and name not in (
             "idx_queue",

@@ -68,8 +68,9 @@ def bootstrap_intervals(
 ) -> dict[str, tuple[float, float]]:
     """Percentile intervals of the recalls, their mean and the median ranks.
 
-    What is drawn with replacement are groups, an image with all its captions, for both directions at once: captions of
-    one image succeed and fail together, and drawing them one by one would make intervals too narrow. The gallery stays.
+    What is drawn with replacement are groups, an image with all its captions, for both directions at once: captions
+    of one image succeed and fail together, and drawing them one by one would make intervals too narrow. The gallery
+    stays.
 
     Args:
         image_ranks, text_ranks: (images,) and (texts,), -1 for a query without a right answer.
