@@ -20,7 +20,6 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_albef import AlbefConfig, AlbefTextConfig
 from .momentum import MomentumCopy
-from .remote_code import AUTO_MAP, save_code
 from .vision_backbone import VisionBackbone
 
 # Keys and values of one fusion layer for some images, each (batch, heads, image tokens, head width).
@@ -210,13 +209,6 @@ class AlbefPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, AlbefPredictionHead):
             init.zeros_(module.bias)
-
-    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """As in transformers, with the code and the map by which any Auto class loads the folder elsewhere."""
-        if isinstance(self.config, AlbefConfig):
-            self.config.auto_map = dict(AUTO_MAP)
-        super().save_pretrained(save_directory, *args, **kwargs)
-        save_code(save_directory)
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
