@@ -146,9 +146,9 @@ def evaluate_retrieval(
     check_groups(data.image_groups, data.text_groups)
     image_groups, text_groups = group_codes(data.image_groups, data.text_groups)
 
-    with _evaluation_mode(model), torch.inference_mode():
+    with evaluation_mode(model), torch.inference_mode():
         images = _Images(model, processor, data.images, batch_size, workers, token_memory if k > 0 else 0)
-        texts = _Texts(model, processor, data.texts, batch_size, max_length, token_memory if k > 0 else 0)
+        texts = Texts(model, processor, data.texts, batch_size, max_length, token_memory if k > 0 else 0)
         image_side = _contrast(images.features, texts.features, image_groups, text_groups, k)
         text_side = _contrast(texts.features, images.features, text_groups, image_groups, k)
         metrics = recall_metrics(image_side.ranks, text_side.ranks)
@@ -181,7 +181,7 @@ def evaluate_retrieval(
 
 
 @contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Every module in evaluation mode, and afterwards each in the mode it had (a frozen part may differ)."""
     training = [module for module in model.modules() if module.training]
     model.eval()
@@ -222,7 +222,7 @@ def _gather_shares(rows: torch.Tensor, count: int) -> torch.Tensor:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class _PixelRows(Dataset):
+class PixelRows(Dataset):
     """Images as the model takes them, by position in a list of rows."""
 
     def __init__(self, images: datasets.Dataset, processor: AlbefProcessor, rows: Sequence[int]) -> None:
@@ -234,6 +234,13 @@ class _PixelRows(Dataset):
     def __getitem__(self, position: int) -> torch.Tensor:
         image = decode_image(self.images[self.rows[position]]["image"])
         return self.processor(images=[image], return_tensors="pt")["pixel_values"][0]
+
+
+def encode_pixels(model: Any, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixels (batch, channels, h, w) -> tokens (batch, tokens, width) and unit vectors (batch, projection_dim)."""
+    weight = next(model.parameters())
+    output = model.get_image_features(pixel_values.to(weight.device, weight.dtype))
+    return output.last_hidden_state, _full_precision(output.pooler_output)
 
 
 class _Images:
@@ -264,13 +271,10 @@ class _Images:
     def _encode(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """(tokens (batch, tokens, width), unit vectors (batch, projection_dim)) of this rank's share, in order."""
         # A rank without an image encodes one all the same, to know the width of what it gathers.
-        rows = _PixelRows(self.images, self.processor, self.own or range(1))
+        rows = PixelRows(self.images, self.processor, self.own or range(1))
         # With a generator of its own the loader leaves torch's alone.
-        loader = DataLoader(rows, self.batch_size, num_workers=self.workers, generator=torch.Generator())
-        weight = next(self.model.parameters())
-        for pixel_values in loader:
-            output = self.model.get_image_features(pixel_values.to(weight.device, weight.dtype))
-            yield output.last_hidden_state, _full_precision(output.pooler_output)
+        for pixels in DataLoader(rows, self.batch_size, num_workers=self.workers, generator=torch.Generator()):
+            yield encode_pixels(self.model, pixels)
 
     def tokens(self) -> Iterator[tuple[int, torch.Tensor]]:
         """(row, token states (1, tokens, width)) of each image of this rank's share."""
@@ -279,7 +283,7 @@ class _Images:
         yield from zip(self.own, states, strict=False)  # one more than the share where that is empty: see `_encode`
 
 
-class _Texts:
+class Texts:
     """features (texts, projection_dim) of all texts, and their token states, on every rank."""
 
     def __init__(
@@ -379,8 +383,27 @@ def _contrast(
     return _Side(*(_gather_shares(table, count).cpu() for table in (ranks, best, scores)))
 
 
+def match_image(model: Any, tokens: torch.Tensor, texts: Texts, wanted: torch.Tensor) -> torch.Tensor:
+    """Matching logits (class 1), float32 on the CPU, of one image with some texts.
+
+    Args:
+        tokens: (1, tokens, width); they are projected once for all these texts.
+        wanted: (n,) rows of `texts`.
+    """
+    by_length = texts.lengths[wanted].argsort(stable=True)
+    keys_values = model.project_image_tokens(tokens)
+    logits = []
+    for rows in wanted[by_length].split(PAIRS_AT_ONCE):
+        states, attention_mask = texts.states(rows)
+        shared = [(key.expand(len(rows), -1, -1, -1), value.expand(len(rows), -1, -1, -1)) for key, value in keys_values]
+        logits.append(model.matching_logits(states, attention_mask, shared)[:, 1])
+    scores = torch.empty(len(wanted))
+    scores[by_length] = torch.cat(logits).float().cpu()
+    return scores
+
+
 def _match(
-    model: nn.Module, images: _Images, texts: _Texts, image_shortlist: torch.Tensor, text_shortlist: torch.Tensor
+    model: nn.Module, images: _Images, texts: Texts, image_shortlist: torch.Tensor, text_shortlist: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Matching logits (class 1) of the shortlisted pairs, of the same shapes as the shortlists.
 
@@ -388,7 +411,6 @@ def _match(
         image_shortlist: (images, k) texts for each image.
         text_shortlist: (texts, k) images for each text.
     """
-    network: Any = model
     device = texts.device
     own = images.own
     image_scores = torch.zeros(image_shortlist.shape, dtype=torch.float32)
@@ -401,17 +423,8 @@ def _match(
         asking = places[starts[image] : starts[image + 1]]
         asking_texts = asking // text_shortlist.shape[1]
         wanted = torch.cat([image_shortlist[image], asking_texts]).unique()
-        wanted_by_length = wanted[texts.lengths[wanted].argsort(stable=True)]
-        keys_values = network.project_image_tokens(tokens)
-        logits = []
-        for rows in wanted_by_length.split(PAIRS_AT_ONCE):
-            states, attention_mask = texts.states(rows)
-            shared = [
-                (key.expand(len(rows), -1, -1, -1), value.expand(len(rows), -1, -1, -1)) for key, value in keys_values
-            ]
-            logits.append(network.matching_logits(states, attention_mask, shared)[:, 1])
         score_of = torch.full((int(wanted[-1]) + 1,), float("nan"))
-        score_of[wanted_by_length] = torch.cat(logits).float().cpu()
+        score_of[wanted] = match_image(model, tokens, texts, wanted)
         image_scores[image] = score_of[image_shortlist[image]]
         text_scores.view(-1)[asking] = score_of[asking_texts]
     if world_size() == 1:
