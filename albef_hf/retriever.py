@@ -142,7 +142,11 @@ class AlbefRetriever:
         count = len(self.images)
         rows, features, filled = torch.empty(count, dtype=torch.int64), None, 0
         self.skipped, self._faiss = [], None
-        with evaluation_mode(self.model), torch.inference_mode(), tqdm(total=count, desc="indexing", unit="image") as bar:
+        with (
+            evaluation_mode(self.model),
+            torch.inference_mode(),
+            tqdm(total=count, desc="indexing", unit="image") as bar,
+        ):
             for start, pixels in self._batches(range(count), workers):
                 readable = [each for each in pixels if isinstance(each, torch.Tensor)]
                 if readable:
@@ -193,7 +197,9 @@ class AlbefRetriever:
         if not len(self.rows):
             raise ValueError("nothing is indexed: call index(...) first")
         if not queries or k < 1 or rerank < 0:
-            raise ValueError(f"need a query, k at least 1 and rerank at least 0: {len(queries)} queries, {k}, {rerank}")
+            raise ValueError(
+                f"need a query, k at least 1 and rerank at least 0: {len(queries)} queries, {k}, {rerank}"
+            )
         if not by_text and any(isinstance(query, str) for query in queries):
             raise ValueError("texts and pictures in one call; a string is a text, pathlib.Path(...) names a picture")
         if rerank:

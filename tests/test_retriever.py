@@ -103,7 +103,7 @@ def test_pictures_that_cannot_be_read_are_left_out_and_listed(retriever, folder)
     found = mine.search(folder / "b" / "7.png", k=1)
     assert files[int(found.rows[0, 0])] == "b/7.png"
     # Features are those of the same pictures in a data set, in spite of the gaps.
-    rows = [int(Path(files[row]).stem) for row in mine.rows]
+    rows = [int(Path(files[row]).stem) for row in mine.rows.tolist()]
     torch.testing.assert_close(mine.features, retriever.features[rows], atol=1e-5, rtol=0)
 
 

@@ -395,7 +395,9 @@ def match_image(model: Any, tokens: torch.Tensor, texts: Texts, wanted: torch.Te
     logits = []
     for rows in wanted[by_length].split(PAIRS_AT_ONCE):
         states, attention_mask = texts.states(rows)
-        shared = [(key.expand(len(rows), -1, -1, -1), value.expand(len(rows), -1, -1, -1)) for key, value in keys_values]
+        shared = [
+            (key.expand(len(rows), -1, -1, -1), value.expand(len(rows), -1, -1, -1)) for key, value in keys_values
+        ]
         logits.append(model.matching_logits(states, attention_mask, shared)[:, 1])
     scores = torch.empty(len(wanted))
     scores[by_length] = torch.cat(logits).float().cpu()
