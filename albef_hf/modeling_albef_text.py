@@ -4,9 +4,11 @@ Parameter names are BERT's, so that BERT weights load by name.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -19,6 +21,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_albef import AlbefConfig, AlbefTextConfig
+from .model_folder import check_model_folder
 from .momentum import MomentumCopy
 from .vision_backbone import VisionBackbone
 
@@ -211,9 +214,27 @@ class AlbefPreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers. Loading makes every parameter trainable; those that must not be are frozen again."""
-        loaded = super().from_pretrained(*args, **kwargs)
+    def from_pretrained(cls, pretrained_model_name_or_path: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, from safetensors only: nothing is ever unpickled.
+
+        Loading makes every parameter trainable; those that must not be are frozen again.
+
+        Raises:
+            ValueError: a file that is damaged, missing, outside its folder, or of another model; names it.
+        """
+        name = pretrained_model_name_or_path
+        folder = Path(str(name), kwargs.get("subfolder") or "")
+        if name is not None and folder.is_dir() and kwargs.get("config") is None:
+            check_model_folder(folder, cls.config_class.model_type)
+        kwargs.setdefault("use_safetensors", True)
+        try:
+            loaded = super().from_pretrained(name, *args, **kwargs)
+        except SafetensorError as error:
+            raise ValueError(f"weights of {name} cannot be read: {error}") from error
+        except RuntimeError as error:
+            if "ignore_mismatched_sizes" not in str(error):
+                raise
+            raise ValueError(f"weights of {name} do not fit its config.json: {error}") from error
         for module in (loaded[0] if isinstance(loaded, tuple) else loaded).modules():
             if isinstance(module, (MomentumCopy, VisionBackbone)):
                 module.freeze()

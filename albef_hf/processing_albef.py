@@ -4,6 +4,7 @@ import copy
 import json
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from tokenizers import Regex, normalizers
@@ -14,6 +15,8 @@ from transformers.image_utils import PILImageResampling
 from transformers.processing_utils import ProcessorMixin
 from transformers.tokenization_utils_base import BatchEncoding
 
+from .configuration_albef import AlbefTextConfig
+from .model_folder import check_json, read_json
 from .remote_code import SavesCode
 
 # CLIP's statistics, although the published image encoder starts from DeiT.
@@ -113,6 +116,25 @@ class AlbefProcessor(SavesCode, ProcessorMixin):
             do_convert_rgb=True,
         )
         return cls(image_processor, tokenizer, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """As in transformers; in a folder that holds a model too, the vocabulary must be that model's.
+
+        Raises:
+            ValueError: a file that is damaged, or a vocabulary that does not belong to the model; names it.
+        """
+        folder = Path(str(pretrained_model_name_or_path), kwargs.get("subfolder") or "")
+        check_json(folder, ("processor_config.json", "tokenizer_config.json", "tokenizer.json", "config.json"))
+        processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        if isinstance(processor, cls) and (folder / "config.json").is_file():
+            fields = read_json(folder / "config.json").get("text_config")
+            if fields:
+                try:
+                    processor.check_text_model(AlbefTextConfig(**fields))
+                except ValueError as error:
+                    raise ValueError(f"{folder / 'tokenizer.json'}: {error}") from error
+        return processor
 
     @property
     def image_size(self) -> int:

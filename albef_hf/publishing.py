@@ -15,6 +15,7 @@ from huggingface_hub import CommitInfo, HfApi
 from safetensors import SafetensorError, safe_open
 
 from .evaluation.model_card import NAME_LINE, is_hub_id, write_model_card
+from .model_folder import read_json
 from .remote_code import FILES
 
 CONFIGURATIONS = (
@@ -93,7 +94,7 @@ def stage(folder: Path | str, target: Path | str, repo_id: str) -> list[str]:
             raise ValueError(f"{path} is a link, which may point at anything: save the model anew")
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         if path.name in CONFIGURATIONS:
-            cleaned = _clean(_json(path), secrets | private)
+            cleaned = _clean(read_json(path), secrets | private)
             (target / name).write_text(json.dumps(cleaned, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         else:
             shutil.copyfile(path, target / name)
@@ -122,13 +123,6 @@ def _published(source: Path) -> Iterator[Path]:
         name = path.relative_to(source).as_posix()
         if any(fnmatch(name, pattern) and name.count("/") == pattern.count("/") for pattern in PUBLISHED):
             yield path
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
 
 
 def _private_names(source: Path) -> set[str]:

@@ -21,6 +21,7 @@ FILES = (
     "configuration_albef.py",
     "gathering.py",
     "losses.py",
+    "model_folder.py",
     "modeling_albef.py",
     "modeling_albef_pretraining.py",
     "modeling_albef_text.py",

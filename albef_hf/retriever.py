@@ -323,8 +323,8 @@ class AlbefRetriever:
             processor = AlbefProcessor.from_pretrained(name, revision=revision)
         if fingerprint(model) != description["fingerprint"]:
             raise ValueError(
-                f"{folder} was made with {name} (revision {revision}), and {model.config._name_or_path or 'this model'} "
-                "has other weights: load that one, or index anew"
+                f"{folder} was made with {name} (revision {revision}), and "
+                f"{model.config._name_or_path or 'this model'} has other weights: load that one, or index anew"
             )
         retriever = cls(model, processor, max_length=description["max_length"], **options)
         retriever.features, retriever.rows = tensors["features"], tensors["rows"]

@@ -64,7 +64,7 @@ def test_saving_with_push_uploads_the_code_too(uploads, tmp_path, what, processo
 
 
 def test_a_pushed_processor_and_model_make_one_repository_that_loads(uploads, tmp_path, processor):
-    tiny_model().push_to_hub("someone/tiny")
+    tiny_model(text_config={"vocab_size": len(processor.tokenizer)}).push_to_hub("someone/tiny")
     processor.push_to_hub("someone/tiny")
     assert set(uploads[1]["files"]) == PROCESSOR_FILES | set(FILES) | {"README.md"}
     folder = tmp_path / "clone"

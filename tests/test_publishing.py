@@ -24,7 +24,7 @@ from albef_hf.training.checkpoints import save_checkpoint
 ROOT = Path(__file__).parent.parent
 TOKEN, SECRET = "hf_" + "AbCdEfGh" * 4, "correct-horse-battery"
 DATA = "/mnt/zqclinic/patients"
-CANARIES = (TOKEN, SECRET, DATA, "zqclinic", "zqward", "exp_avg", "privatevit")
+CANARIES = (TOKEN, SECRET, DATA, "zqclinic", "zqward", "exp_avg")
 
 
 @pytest.fixture
@@ -71,6 +71,7 @@ def test_a_dry_run_holds_no_canary_and_loads(run, tmp_path, monkeypatch, capsys)
     card = (tmp_path / "upload" / "README.md").read_text()
     assert 'name = "someone/tiny"  # its id on the Hub' in card
     assert "nothing was uploaded" in capsys.readouterr().out
+    assert "privatevit" not in (tmp_path / "upload" / "config.json").read_text()
     loaded = AlbefForPreTraining.from_pretrained(tmp_path / "upload")
     expected = load_file(run / "model" / "model.safetensors")["itm_head.weight"]
     assert torch.equal(loaded.itm_head.weight, expected)
@@ -134,7 +135,7 @@ def test_what_is_no_model_is_refused(run, tmp_path):
     with pytest.raises(ValueError, match="not empty"):
         stage(run, run, "someone/tiny")
     (run / "model" / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="config.json is not JSON"):
+    with pytest.raises(ValueError, match="config.json is damaged: not JSON"):
         stage(run, tmp_path / "upload", "someone/tiny")
 
 

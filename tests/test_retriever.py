@@ -99,7 +99,7 @@ def test_pictures_that_cannot_be_read_are_left_out_and_listed(retriever, folder)
         mine = AlbefRetriever(retriever.model, retriever.processor, batch_size=3).index(folder)
     files = mine.images["file"]
     assert {files[row] for row, _ in mine.skipped} == {"cut.png", "empty.jpg", "a/page.jpeg"}
-    assert "cannot identify image file" in dict((files[row], reason) for row, reason in mine.skipped)["empty.jpg"]
+    assert "cannot identify image file" in {files[row]: reason for row, reason in mine.skipped}["empty.jpg"]
     found = mine.search(folder / "b" / "7.png", k=1)
     assert files[int(found.rows[0, 0])] == "b/7.png"
     # Features are those of the same pictures in a data set, in spite of the gaps.

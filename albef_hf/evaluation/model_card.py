@@ -79,7 +79,7 @@ def write_model_card(
     measured is a data set of the Hub.
 
     Args:
-        run_folder: of the training run; config.yaml, versions.json, log.jsonl and curves.png are used where they exist.
+        run_folder: of the training run; config.yaml, versions.json, log.jsonl and curves.png are used where they are.
         model_folder: what `save_pretrained` of the model and of the processor wrote.
         result: retrieval of these weights, for the table.
         probes: accuracies of frozen features of these weights, by name, for the table of an image-only backbone.
@@ -102,7 +102,7 @@ def write_model_card(
     else:
         what = (
             f"A vision backbone pre-trained without labels by {run.method}: the online encoder alone, without its "
-            f"projector. As a feature of a whole picture take {run.config.get('vision_pooling', 'cls')!r} of its tokens."
+            f"projector. The feature of a whole picture is {run.config.get('vision_pooling', 'cls')!r} of its tokens."
         )
         usage = _backbone_usage(name, model_config)
     parts = [_metadata(run, license, is_albef), f"# {run.title}", what, f"## Use\n\n```python\n{usage}\n```"]
@@ -136,8 +136,8 @@ _ALBEF = (
     "having been trained on them."
 )
 _LIMITS = (
-    "## Limits\n\nThe model knows what its training data shows, with the biases of that data, and has not been checked "
-    "for any use in which a mistake does harm. Scores are comparable within one image or one text, not as "
+    "## Limits\n\nThe model knows what its training data shows, with the biases of that data, and has not been "
+    "checked for any use in which a mistake does harm. Scores are comparable within one image or one text, not as "
     "probabilities of their own."
 )
 
