@@ -5,9 +5,11 @@ Parameter names are BERT's, so that BERT weights load by name.
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -21,8 +23,8 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_albef import AlbefConfig, AlbefTextConfig
+from .model_folder import check_model_folder
 from .momentum import MomentumCopy
-from .remote_code import AUTO_MAP, save_code
 from .vision_backbone import VisionBackbone
 
 logger = logging.get_logger(__name__)
@@ -230,13 +232,6 @@ class AlbefPreTrainedModel(PreTrainedModel):
         if isinstance(module, AlbefPredictionHead):
             init.zeros_(module.bias)
 
-    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """As in transformers, with the code and the map by which any Auto class loads the folder elsewhere."""
-        if isinstance(self.config, AlbefConfig):
-            self.config.auto_map = dict(AUTO_MAP)
-        super().save_pretrained(save_directory, *args, **kwargs)
-        save_code(save_directory)
-
     # What the last loading did, in words.
     loading_report = "built from its configuration: every weight is new"
 
@@ -256,20 +251,38 @@ class AlbefPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, from a checkpoint of any ALBEF class; `loading_report` then says what was new."""
+        """As in transformers, from a checkpoint of any ALBEF class and from safetensors only: nothing is unpickled.
+
+        `loading_report` of the model then says what was new.
+
+        Raises:
+            ValueError: a file that is damaged, missing, outside its folder, or of another model; names it.
+        """
+        name = pretrained_model_name_or_path
+        folder = Path(str(name), kwargs.get("subfolder") or "")
+        if name is not None and folder.is_dir() and kwargs.get("config") is None:
+            check_model_folder(folder, cls.config_class.model_type)  # type: ignore[union-attr]
+        kwargs.setdefault("use_safetensors", True)
         with_report = kwargs.pop("output_loading_info", False)
         checkpoint_config: Any = kwargs.get("config")
-        if pretrained_model_name_or_path is not None and issubclass(cls.config_class, AlbefConfig):  # type: ignore[arg-type]
-            places = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
+        if name is not None and issubclass(cls.config_class, AlbefConfig):  # type: ignore[arg-type]
+            places = {key: kwargs[key] for key in _HUB_ARGUMENTS if key in kwargs}
             try:
-                checkpoint_config = cls.config_class.from_pretrained(pretrained_model_name_or_path, **places)  # type: ignore[union-attr]
+                checkpoint_config = cls.config_class.from_pretrained(name, **places)  # type: ignore[union-attr]
             except OSError:
                 if checkpoint_config is None:  # weights alone are enough where a configuration is given
                     raise
         renamed = cls.renamed_keys(checkpoint_config)
         if renamed:
             kwargs["key_mapping"] = {**renamed, **(kwargs.get("key_mapping") or {})}
-        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        try:
+            loaded: Any = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
+        except SafetensorError as error:
+            raise ValueError(f"weights of {name} cannot be read: {error}") from error
+        except RuntimeError as error:
+            if "ignore_mismatched_sizes" not in str(error):
+                raise
+            raise ValueError(f"weights of {name} do not fit its config.json: {error}") from error
         model, report = loaded
         # Renaming is for checkpoints of another class: what is saved keeps our names.
         model._weight_conversions = [
@@ -278,7 +291,7 @@ class AlbefPreTrainedModel(PreTrainedModel):
         model.tie_weights()  # also within the momentum copies, which transformers does not look into
         model.freeze()
         model.loading_report = model._describe(report)
-        logger.info("%s from %s: %s", cls.__name__, pretrained_model_name_or_path, model.loading_report)
+        logger.info("%s from %s: %s", cls.__name__, name, model.loading_report)
         return (model, report) if with_report else model
 
     # Parts a checkpoint may lack that do not start at random, and how they start.

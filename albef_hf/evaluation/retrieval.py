@@ -189,7 +189,7 @@ def evaluate_retrieval(
     folder = None if token_folder is None else Path(token_folder)
     storage = TokenStorage(token_memory, token_dtype, folder) if k > 0 else None
 
-    with _evaluation_mode(model), torch.inference_mode():
+    with evaluation_mode(model), torch.inference_mode():
         images = ImageSide(model, processor, data.images, batch_size, workers, storage)
         texts = TextSide(model, processor, data.texts, batch_size, max_length, storage)
         image_side = contrast(images.features, texts.features, image_groups, text_groups, k)
@@ -257,7 +257,7 @@ def _prefixed(prefix: str, values: Mapping[str, Value]) -> dict[str, Value]:
 
 
 @contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Every module in evaluation mode, and afterwards each in the mode it had (a frozen part may differ)."""
     training = [module for module in model.modules() if module.training]
     model.eval()

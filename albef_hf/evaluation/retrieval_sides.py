@@ -94,7 +94,7 @@ class TokenStorage:
             return torch.from_file(file.name, shared=True, size=size // dtype.itemsize, dtype=dtype).view(shape)
 
 
-class _PixelRows(Dataset):
+class PixelRows(Dataset):
     """Images as the model takes them, by position in a list of rows."""
 
     def __init__(self, images: datasets.Dataset, processor: AlbefProcessor, rows: Sequence[int]) -> None:
@@ -106,6 +106,13 @@ class _PixelRows(Dataset):
     def __getitem__(self, position: int) -> torch.Tensor:
         image = decode_image(self.images[self.rows[position]]["image"])
         return self.processor(images=[image], return_tensors="pt")["pixel_values"][0]
+
+
+def encode_pixels(model: Any, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixels (batch, channels, h, w) -> tokens (batch, tokens, width) and unit vectors (batch, projection_dim)."""
+    weight = next(model.parameters())
+    output = model.get_image_features(pixel_values.to(weight.device, weight.dtype))
+    return output.last_hidden_state, full_precision(output.pooler_output)
 
 
 class ImageSide:
@@ -143,13 +150,11 @@ class ImageSide:
     def _encode(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """(tokens (batch, tokens, width), unit vectors (batch, projection_dim)) of this rank's share, in order."""
         # A rank without an image encodes one all the same, to know the width of what it gathers.
-        rows = _PixelRows(self.images, self.processor, self.own or range(1))
+        rows = PixelRows(self.images, self.processor, self.own or range(1))
         # With a generator of its own the loader leaves torch's alone.
         loader = DataLoader(rows, self.batch_size, num_workers=self.workers, generator=torch.Generator())
-        weight = next(self.model.parameters())
         for pixel_values in loader:
-            output = self.model.get_image_features(pixel_values.to(weight.device, weight.dtype))
-            yield output.last_hidden_state, full_precision(output.pooler_output)
+            yield encode_pixels(self.model, pixel_values)
 
     def tokens(self) -> Iterator[tuple[int, torch.Tensor]]:
         """(row, token states (1, tokens, width)) of each image of this rank's share."""

@@ -72,6 +72,27 @@ def length_batches(lengths: torch.Tensor) -> Iterator[slice]:
             start = position
 
 
+def match_image(model: Any, tokens: torch.Tensor, texts: TextSide, wanted: torch.Tensor) -> torch.Tensor:
+    """Matching logits (class 1), on the CPU, of one image with some texts.
+
+    Args:
+        tokens: (1, tokens, width); they are projected once for all these texts.
+        wanted: (n,) rows of `texts`.
+    """
+    by_length = texts.lengths[wanted].argsort(stable=True)
+    keys_values = model.project_image_tokens(tokens)
+    logits = []
+    for batch in length_batches(texts.lengths[wanted[by_length]]):
+        rows = wanted[by_length[batch]]
+        states, attention_mask = texts.states(rows)
+        shared = [
+            (key.expand(len(rows), -1, -1, -1), value.expand(len(rows), -1, -1, -1)) for key, value in keys_values
+        ]
+        logits.append(model.matching_logits(states, attention_mask, shared)[:, 1])
+    ordered = full_precision(torch.cat(logits)).cpu()
+    return torch.empty_like(ordered).index_copy_(0, by_length, ordered)
+
+
 def match(
     model: nn.Module, images: ImageSide, texts: TextSide, image_shortlist: torch.Tensor, text_shortlist: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -81,7 +102,6 @@ def match(
         image_shortlist: (images, k) texts for each image.
         text_shortlist: (texts, k) images for each text.
     """
-    network: Any = model
     device = texts.device
     own = images.own
     dtype = images.features.dtype
@@ -96,19 +116,8 @@ def match(
             asking = places[starts[image] : starts[image + 1]]
             asking_texts = asking // text_shortlist.shape[1]
             wanted = torch.cat([image_shortlist[image], asking_texts]).unique()
-            wanted_by_length = wanted[texts.lengths[wanted].argsort(stable=True)]
-            keys_values = network.project_image_tokens(tokens)
-            logits = []
-            for batch in length_batches(texts.lengths[wanted_by_length]):
-                rows = wanted_by_length[batch]
-                states, attention_mask = texts.states(rows)
-                shared = [
-                    (key.expand(len(rows), -1, -1, -1), value.expand(len(rows), -1, -1, -1))
-                    for key, value in keys_values
-                ]
-                logits.append(network.matching_logits(states, attention_mask, shared)[:, 1])
             score_of = torch.full((int(wanted[-1]) + 1,), float("nan"), dtype=dtype)
-            score_of[wanted_by_length] = full_precision(torch.cat(logits)).cpu()
+            score_of[wanted] = match_image(model, tokens, texts, wanted)
             image_scores[image] = score_of[image_shortlist[image]]
             text_scores.view(-1)[asking] = score_of[asking_texts]
             bar.update(1)

@@ -45,6 +45,13 @@ def build_accelerator(arguments: TrainingArguments) -> Accelerator:
     )
 
 
+def device_name(device: torch.device) -> str:
+    """What a reader of the log would call it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
+
+
 @dataclass
 class Length:
     """Optimizer steps of a run and of an epoch."""
@@ -124,6 +131,7 @@ def train(
         name = getattr(getattr(method, "config", None), "model_type", getattr(method, "name", type(method).__name__))
         levels = method.levels(data.batch_size) if hasattr(method, "levels") else {}
         row = {"method": name, "chance": chance, "levels": levels, "parameters": parameters, "start": step}
+        row |= {"devices": accelerator.num_processes, "device": device_name(accelerator.device)}
         log.write({"kind": "run", **row, **vars(length)})
         if hasattr(method, "warnings"):
             kind = arguments.optimizer
