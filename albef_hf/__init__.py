@@ -12,7 +12,7 @@ from transformers import (
 )
 
 from .configuration_albef import AlbefConfig, AlbefTextConfig
-from .convert_original import load_original_checkpoint
+from .convert_original import export_original_checkpoint, load_original_checkpoint
 from .modeling_albef import AlbefModel, AlbefOutput
 from .modeling_albef_classification import (
     AlbefClassificationOutput,
@@ -72,5 +72,6 @@ __all__ = [
     "AlbefRetriever",
     "AlbefTextConfig",
     "AlbefTextModel",
+    "export_original_checkpoint",
     "load_original_checkpoint",
 ]

@@ -302,7 +302,7 @@ def sniff_task(state: Mapping[str, torch.Tensor]) -> str:
         raise ValueError(f"not an ALBEF checkpoint: it has no 'visual_encoder' and 'text_encoder', but {shown}")
     if "text_decoder" in modules:
         return "question_answering"
-    if any(name.startswith("text_encoder.bert.") for name in state):
+    if any(name.startswith("text_encoder.cls.") for name in state):
         return "pretraining"
     if "ta_head" in modules:
         return "text_assignment"
@@ -356,6 +356,8 @@ def convert_state(
         ValueError: an unknown task, or two names that the publication ties and this checkpoint does not.
     """
     task = sniff_task(state) if task is None else check_task(task)
+    if task != "pretraining":  # fine-tuned weights are published without the prefix, but not all could be looked at
+        state = {re.sub(r"^(text_encoder(?:_m)?)\.bert\.", r"\1.", name): tensor for name, tensor in state.items()}
     tied = tied_names(state, task)
     positions = {f"{text}embeddings.position_ids" for text in LAYOUTS[task].with_copies(LAYOUTS[task].texts)}
     report = KeyReport(task)

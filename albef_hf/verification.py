@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+
+from .original_files import find_state, read_file
 
 
 def fixed_inputs(model: Any, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -84,7 +85,7 @@ def compare(model: Any, path: str | Path, tolerance: float = 1e-4) -> dict[str, 
     Raises:
         ValueError: a file without them, an output the model does not have, or a difference above the tolerance.
     """
-    tensors = load_file(path)
+    tensors = find_state(read_file(path), str(path))
     inputs = {name.removeprefix("input/"): t for name, t in tensors.items() if name.startswith("input/")}
     expected = {name.removeprefix("output/"): t for name, t in tensors.items() if name.startswith("output/")}
     if not inputs or not expected:

@@ -83,6 +83,8 @@ def export(arguments: argparse.Namespace) -> None:
 
     from albef_hf.convert_original import MODELS, export_original_checkpoint, model_class
 
+    if not (arguments.source / "config.json").is_file():
+        raise ValueError(f"{arguments.source} is no model folder: it has no config.json")
     config = AutoConfig.from_pretrained(arguments.source)
     kinds = {name: task for task, (_, name) in MODELS.items()}
     name = next(iter(config.architectures or ()), None)

@@ -135,6 +135,14 @@ def test_image_ids_of_the_queue_become_ours():
         assert (converted[f"{queue}.ids"][:, 1] == -100).all()
 
 
+def test_fine_tuned_weights_may_keep_the_prefix_of_pre_training():
+    state, _, _, _ = load_reference("retrieval")
+    older = {re.sub(r"^(text_encoder(_m)?)\.", r"\1.bert.", name): tensor for name, tensor in state.items()}
+    converted, report = convert_state(older)
+    assert report.task == "retrieval" and report.explained
+    assert differences(converted, convert_state(state)[0]) == []
+
+
 def test_another_image_size_resizes_every_position_table(recorded):
     state, sizes = recorded
     model, report = convert_checkpoint(state, image_size=64, **sizes)
@@ -413,3 +421,5 @@ def test_the_script_converts_verifies_and_exports(recorded, tmp_path, monkeypatc
     with pytest.raises(SystemExit, match="there is no file"):
         run_script(script, monkeypatch, tmp_path / "nothing.pth", tmp_path / "third")
     assert not (tmp_path / "third").exists()
+    with pytest.raises(SystemExit, match="nothing is no model folder"):
+        run_script(script, monkeypatch, tmp_path / "nothing", tmp_path / "back.pth", "--export")
