@@ -11,6 +11,7 @@ from typing import Any
 
 import datasets
 import pyarrow
+import pyarrow.parquet
 from datasets.distributed import split_dataset_by_node
 from datasets.exceptions import DatasetGenerationError
 
@@ -129,11 +130,30 @@ def _check_columns(dataset: str, wanted: Iterable[str], present: list[str]) -> N
             raise ValueError(f"{dataset} has no column {column!r}; {_nearest(column, present)}")
 
 
+def _is_damaged(path: Path) -> bool:
+    try:
+        if path.suffix == ".parquet":
+            pyarrow.parquet.read_metadata(path)
+        elif path.suffix == ".tar":
+            with tarfile.open(path) as archive:
+                archive.getmembers()
+        else:
+            text = path.read_text(encoding="utf-8")
+            for part in text.splitlines() if path.suffix == ".jsonl" else [text]:
+                json.loads(part)
+    except (*_UNREADABLE, json.JSONDecodeError, OSError):
+        return True
+    return False
+
+
 def _unreadable(dataset: str, error: BaseException) -> ValueError:
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
-    return ValueError(f"{dataset} cannot be read: {type(cause).__name__}: {cause}")
+    pattern = Path(dataset).expanduser()
+    damaged = [str(path) for path in sorted(pattern.parent.glob(pattern.name)) if path.is_file() and _is_damaged(path)]
+    named = ", ".join(damaged[:5]) or dataset
+    return ValueError(f"{named} cannot be read: {type(cause).__name__}: {cause}")
 
 
 def load_corpus(
