@@ -17,7 +17,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_albef import AlbefConfig, AlbefTextConfig
 from .losses import IGNORED, mean_cross_entropy, sample_hard_negatives
-from .modeling_albef import AlbefModel, full_precision
+from .modeling_albef import AlbefModel, full_precision, without_autocast
 from .modeling_albef_momentum import AlbefMomentumModel, check_pairs
 from .modeling_albef_text import AlbefPreTrainedModel, AlbefTextModel, KeysValues
 from .momentum import MomentumCopy
@@ -346,7 +346,8 @@ class AlbefForTextAssignment(AlbefPreTrainedModel):
             excluded |= (image_ids[:, None] == image_ids) & (image_ids != IGNORED)
         if draws is None:
             draws = torch.rand(texts, 3, device=device)
-        similarity = embeds @ embeds.T / self.config.temperature
+        with without_autocast(embeds):
+            similarity = embeds @ embeds.T / self.config.temperature
         other, has_other = sample_hard_negatives(similarity, excluded, draws[:, 1])
         another, has_another = sample_hard_negatives(similarity, excluded | (other[:, None] == own), draws[:, 2])
         neither = draws[:, 0] < 1 / 3

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from transformers import PreTrainedModel
 
 from albef_hf import AlbefConfig, AlbefForPreTraining, load_original_checkpoint
 from albef_hf.convert_original import infer_config
@@ -77,6 +78,22 @@ def tiny_batch(size: int = 4, length: int = 9, seed: int = 0, image_size: int = 
     }
 
 
+def answers(questions: int = 4, length: int = 5, seed: int = 0, vocabulary: int = 60) -> dict:
+    """Weighted answers to questions: two to the first, one to each of the others; some are padded."""
+    generator = torch.Generator().manual_seed(seed + 77)
+    count = questions + 1
+    ids = torch.randint(5, vocabulary, (count, length), generator=generator)
+    ids[:, 0] = 2
+    mask = torch.ones(count, length, dtype=torch.int64)
+    mask[1::2, length - 2 :] = 0
+    return {
+        "answer_input_ids": ids.masked_fill(mask == 0, 0),
+        "answer_attention_mask": mask,
+        "answer_weights": torch.rand(count, generator=generator),
+        "answers_per_question": torch.tensor([2] + [1] * (questions - 1)),
+    }
+
+
 def run_two_ranks(worker: Path, folder: Path) -> list[dict[str, torch.Tensor]]:
     """What a worker script (folder, rank, ranks) saves as rank0 and rank1 in a group of two processes."""
     environment = {**os.environ, "PYTHONPATH": str(worker.parent.parent), "OMP_NUM_THREADS": "1"}
@@ -113,7 +130,18 @@ def load_reference(name: str) -> tuple[dict, dict, dict, dict]:
     return part("state/"), part("input/"), part("output/"), sizes
 
 
-def reference_model(state: dict, sizes: dict, attention: str = "sdpa") -> AlbefForPreTraining:
+def assert_exact(actual: torch.Tensor, expected: torch.Tensor, name: str) -> None:
+    """float64 values: 1e-9 absolute. float32 values: 1e-6 of the tensor's norm."""
+    assert actual.shape == expected.shape, name
+    if expected.dtype == torch.float64:
+        assert (actual - expected).abs().max() <= 1e-9, name
+    else:
+        expected = expected.double()
+        # A key's bias shifts all scores of a query alike, so its true gradient is 0: both sides hold rounding noise.
+        assert (actual.double() - expected).norm() <= max(1e-6 * expected.norm(), 1e-12), name
+
+
+def reference_model(state: dict, sizes: dict, attention: str = "sdpa") -> PreTrainedModel:
     """A recorded state as our model, in float64 and training mode (its dropout is 0)."""
     config = infer_config(state, vision_heads=int(sizes["vision_heads"]), text_heads=int(sizes["text_heads"]))
     config.text_config.hidden_dropout_prob = config.text_config.attention_probs_dropout_prob = 0.0

@@ -2,30 +2,14 @@
 
 import pytest
 import torch
-from helpers import load_reference, reference_model, to_double
+from helpers import assert_exact, load_reference, reference_model, to_double
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.models.vit import modeling_vit
 
-from albef_hf.convert_original import convert_state
+from albef_hf.convert_original import convert_state, saved_state
 from albef_hf.modeling_albef_text import eager_attention_forward
 
 SETTINGS = [("sdpa", False), ("eager", False), ("sdpa", True), ("eager", True)]
-
-
-def assert_exact(actual: torch.Tensor, expected: torch.Tensor, name: str) -> None:
-    """float64 values: 1e-9 absolute. float32 values: 1e-6 of the tensor's norm."""
-    assert actual.shape == expected.shape, name
-    if expected.dtype == torch.float64:
-        assert (actual - expected).abs().max() <= 1e-9, name
-    else:
-        expected = expected.double()
-        # A key's bias shifts all scores of a query alike, so its true gradient is 0: both sides hold rounding noise.
-        assert (actual.double() - expected).norm() <= max(1e-6 * expected.norm(), 1e-12), name
-
-
-def saved_names(model, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors under the names of a saved folder, which for a ViT differ from those of the live module."""
-    return revert_weight_conversion(model, dict(tensors))
 
 
 def compare_state(model, expected: dict[str, torch.Tensor], values: dict[str, torch.Tensor]) -> int:
@@ -78,10 +62,10 @@ def test_one_step(name, attention, checkpointing):
     assert sorted(gradients) == sorted(trainable)
     # Gradients of the image encoder are not recorded; `test_eight_steps` sees their effect.
     recorded = [name for name in trainable if not name.startswith("albef.vision_model.")]
-    assert compare_state(model, expected_gradients, saved_names(model, gradients)) == len(recorded)
+    assert compare_state(model, expected_gradients, revert_weight_conversion(model, gradients)) == len(recorded)
 
     after = {k.removeprefix("after/"): v for k, v in outputs.items() if k.startswith("after/")}
-    compare_state(model, after, saved_names(model, model.state_dict()))
+    compare_state(model, after, saved_state(model))
 
 
 @pytest.mark.parametrize(("attention", "checkpointing"), SETTINGS)
@@ -107,7 +91,7 @@ def test_eight_steps(attention, checkpointing):
         if step < 7:
             model.update_momentum()
     after = {k.removeprefix("after/"): v for k, v in outputs.items() if k.startswith("after/")}
-    assert compare_state(model, after, saved_names(model, model.state_dict())) > 600
+    assert compare_state(model, after, saved_state(model)) > 600
 
 
 def is_free(parameter: torch.nn.Parameter, model) -> bool:

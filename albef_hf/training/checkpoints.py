@@ -29,7 +29,14 @@ def _digest(path: Path) -> str:
 
 
 def _contiguous(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().contiguous() for name, tensor in state.items()}
+    """What safetensors can write: a tensor that stands under two names (tied weights) is written twice."""
+    written: dict[str, torch.Tensor] = {}
+    places = set()
+    for name, tensor in state.items():
+        tensor = tensor.detach().contiguous()
+        written[name] = tensor.clone() if tensor.data_ptr() in places else tensor
+        places.add(tensor.data_ptr())
+    return written
 
 
 def _named_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
