@@ -204,7 +204,9 @@ def build_task_model(kind: type[Model], arguments: ModelArguments) -> tuple[Mode
     """
     if arguments.model_path is None:
         start, processor = build_albef(arguments)
-        model = kind.from_pretrained(None, config=start.config, state_dict=start.state_dict())
+        copied = ("momentum_copy.", "image_queue.", "text_queue.")  # they start anew with the model
+        state = {name: tensor for name, tensor in start.state_dict().items() if not name.startswith(copied)}
+        model = kind.from_pretrained(None, config=start.config, state_dict=state)
     else:
         model, processor = _load_task_model(kind, arguments.model_path, arguments)
     if arguments.gradient_checkpointing:
@@ -215,11 +217,12 @@ def build_task_model(kind: type[Model], arguments: ModelArguments) -> tuple[Mode
 def _load_task_model(kind: type[Model], path: str, arguments: ModelArguments) -> tuple[Model, AlbefProcessor]:
     try:
         config = AlbefConfig.from_pretrained(path)
+        for name in _RECIPE:
+            setattr(config, name, getattr(arguments, name))
+        model, report = kind.from_pretrained(path, config=config, output_loading_info=True)
+        processor = AlbefProcessor.from_pretrained(path)
     except OSError as error:
-        raise ValueError(f"model_path {path!r} is no model folder, nor found on the Hub: {error}") from error
-    for name in _RECIPE:
-        setattr(config, name, getattr(arguments, name))
-    model, report = kind.from_pretrained(path, config=config, output_loading_info=True)
+        raise ValueError(f"{path!r} is no model folder, nor found on the Hub: {error}") from error
     lacking = sorted(
         name
         for name in report["missing_keys"]
@@ -230,6 +233,22 @@ def _load_task_model(kind: type[Model], path: str, arguments: ModelArguments) ->
             f"{path} lacks weights of {kind.__name__}: {', '.join(lacking[:5])}; "
             "set allow_missing_weights to start them at random"
         )
-    processor = AlbefProcessor.from_pretrained(path)
     processor.image_processor.size = {"height": arguments.image_size, "width": arguments.image_size}
     return _with_image_size(model, arguments.image_size), processor
+
+
+def load_trained_model(kind: type[Model], path: str) -> tuple[Model, AlbefProcessor]:
+    """A model of a task as it was trained, and its processor.
+
+    Raises:
+        ValueError: no such folder, or one whose weights do not fill this kind of model.
+    """
+    try:
+        model, report = kind.from_pretrained(path, output_loading_info=True)
+        processor = AlbefProcessor.from_pretrained(path)
+    except OSError as error:
+        raise ValueError(f"{path!r} is no model folder, nor found on the Hub: {error}") from error
+    lacking = sorted(report["missing_keys"])
+    if lacking:
+        raise ValueError(f"{path} has not been trained as {kind.__name__}: it lacks {', '.join(lacking[:5])}")
+    return model, processor
