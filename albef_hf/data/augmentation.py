@@ -109,8 +109,8 @@ def build_augmentation(
         name: `albef` (published: crop of 0.2 .. 1 of the area, flip, two random operations each applied with
             p = 0.5), `crop` (crop and flip), `gentle` (crop of 0.6 .. 1, a small rotation on white, flip: for
             drawings), `none` (squashed).
-        options: `scale` (two shares of the area), `flip` (probability), `operations` (their number), `magnitude`,
-            `colours` (strength of `random_colours`, 0 for none).
+        options: `scale` (two shares of the area; None: the whole picture instead of a crop), `flip` (probability),
+            `operations` (their number), `magnitude`, `colours` (strength of `random_colours`, 0 for none).
 
     Raises:
         ValueError: unknown name or option.
@@ -139,7 +139,10 @@ def build_augmentation(
             if name == "gentle":
                 angle = generator.uniform(-12, 12)
                 image = image.rotate(angle, Image.Resampling.BILINEAR, fillcolor=(255, 255, 255))
-            image = random_crop(image, image_size, chosen["scale"], generator)
+            if chosen["scale"] is None:
+                image = image.resize((image_size, image_size), Image.Resampling.BICUBIC)
+            else:
+                image = random_crop(image, image_size, chosen["scale"], generator)
             if generator.random() < chosen["flip"]:
                 image = ImageOps.mirror(image)
             for _ in range(chosen["operations"]):

@@ -16,11 +16,27 @@ from datasets.distributed import split_dataset_by_node
 from datasets.exceptions import DatasetGenerationError
 
 from .emoji import load_emoji_corpus
+from .proof_tasks import (
+    load_proof_entailment,
+    load_proof_grounding,
+    load_proof_questions,
+    load_proof_reasoning,
+    load_proof_retrieval,
+)
 from .small_images import load_digits, load_fashion_mnist
 
 _FILES = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".tar": "webdataset"}
 
-BUILT_IN = {"emoji": load_emoji_corpus, "digits": load_digits, "fashion_mnist": load_fashion_mnist}
+BUILT_IN = {
+    "emoji": load_emoji_corpus,
+    "digits": load_digits,
+    "fashion_mnist": load_fashion_mnist,
+    "emoji_retrieval": load_proof_retrieval,
+    "emoji_questions": load_proof_questions,
+    "emoji_reasoning": load_proof_reasoning,
+    "emoji_entailment": load_proof_entailment,
+    "emoji_grounding": load_proof_grounding,
+}
 
 _UNREADABLE = (DatasetGenerationError, pyarrow.ArrowException, tarfile.TarError, EOFError, UnicodeDecodeError)
 
@@ -213,6 +229,40 @@ def load_corpus(
     if id_column is None:
         corpus = corpus.add_column("group", [f"{dataset}:{row}" for row in range(len(corpus))])
     return corpus
+
+
+def load_columns(
+    dataset: str,
+    needed: Mapping[str, str],
+    optional: Mapping[str, str] | None = None,
+    *,
+    split: str = "train",
+    revision: str | None = None,
+    options: dict[str, Any] | None = None,
+) -> datasets.Dataset:
+    """Columns of a data set under other names, pictures undecoded.
+
+    Args:
+        dataset, split, revision, options: as in `load_corpus`.
+        needed, optional: what to call each column -> its name in the data set; optional ones where they are there.
+
+    Raises:
+        ValueError: as `load_corpus`.
+    """
+    try:
+        table = _load(dataset, split, revision, options or {}, False)
+    except _UNREADABLE as error:
+        raise _unreadable(dataset, error) from error
+    _check_columns(dataset, needed.values(), table.column_names)
+    columns = dict(needed) | {new: old for new, old in (optional or {}).items() if old in table.column_names}
+    table = table.select_columns(list(columns.values()))
+    table = table.rename_columns({old: new for new, old in columns.items() if old != new})
+    for name, feature in table.features.items():
+        if isinstance(feature, datasets.Image):
+            table = table.cast_column(name, datasets.Image(decode=False))
+        elif isinstance(feature, datasets.List) and isinstance(feature.feature, datasets.Image):
+            table = table.cast_column(name, datasets.List(datasets.Image(decode=False)))
+    return table
 
 
 # What describes a data set, in a mixture too.

@@ -46,3 +46,29 @@ def majority(values: Sequence[Hashable]) -> Hashable:
     if not len(values):
         raise ValueError("there is no majority of nothing")
     return Counter(values).most_common(1)[0][0]
+
+
+def majority_baseline(
+    train: Sequence[Hashable],
+    test: Sequence[Hashable],
+    train_kinds: Sequence[Hashable] | None = None,
+    test_kinds: Sequence[Hashable] | None = None,
+) -> float:
+    """Accuracy in the test set of always giving the most frequent answer of the training set.
+
+    Args:
+        train, test: answers or labels.
+        train_kinds, test_kinds: such as question types: the most frequent answer of each kind is then given to it.
+
+    Raises:
+        ValueError: an empty set, or a kind that was never seen in training.
+    """
+    kinds, asked = train_kinds or [None] * len(train), test_kinds or [None] * len(test)
+    grouped: dict[Hashable, list[Hashable]] = {}
+    for kind, value in zip(kinds, train, strict=True):
+        grouped.setdefault(kind, []).append(value)
+    best = {kind: majority(values) for kind, values in grouped.items()}
+    unseen = set(asked) - set(best)
+    if unseen or not len(test):
+        raise ValueError(f"there is no majority for {sorted(map(str, unseen))}" if unseen else "nothing to measure")
+    return float(np.mean([best[kind] == value for kind, value in zip(asked, test, strict=True)]))
