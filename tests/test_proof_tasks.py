@@ -142,12 +142,7 @@ def test_seeds_and_sizes_are_arguments(drawings):
 
 def test_the_real_corpus_parts_share_no_emoji_and_load_as_tasks():
     train, test = (
-        load_task(
-            "question_answering",
-            "emoji_questions",
-            columns={"answers": "answers"},
-            options={"part": part, "size": 60},
-        )
+        load_task("question_answering", "emoji_questions", options={"part": part, "size": 60})
         for part in ("train", "test")
     )
     assert set(train.column_names) == {"image", "question", "answers", "question_type", "answer_type"}

@@ -12,7 +12,7 @@ from typing import Any
 
 import datasets
 
-from .sources import check_keys, load_columns
+from .sources import BUILT_IN, check_keys, load_columns
 
 VG_WEIGHT = 0.5  # of an answer of Visual Genome (published code); in VQA v2 an answer weighs the share who gave it
 
@@ -115,6 +115,8 @@ def load_task(
     if task not in TASKS:
         raise ValueError(f"unknown task {task!r}; there are: {', '.join(TASKS)}")
     described = TASKS[task]
+    if dataset in BUILT_IN:  # ours have our names
+        described = Task(task, *({name: name for name in names} for names in (described.needed, described.optional)))
     known = {**described.needed, **described.optional}
     given = dict(columns or {})
     check_keys(given, list(known), f"columns of {task}")
