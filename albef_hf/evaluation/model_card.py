@@ -40,6 +40,14 @@ CITATION = """@inproceedings{li2021align,
 }"""
 
 
+DESCRIPTION = (
+    "A vision-language model trained with ALBEF (*Align before Fuse*, Li et al. 2021): an image encoder and a "
+    "text encoder aligned by contrast, and a fusion encoder that reads the text while it looks at the image. "
+    "It scores captions against pictures, retrieves either with the other, and classifies images by a list of "
+    "labels without having been trained on them."
+)
+
+
 @dataclass(frozen=True)
 class DataSource:
     """What a corpus is and under which terms it came. url: where its authors are found."""
@@ -48,6 +56,26 @@ class DataSource:
     license: str
     attribution: str
     url: str | None = None
+
+
+@dataclass(frozen=True)
+class CardText:
+    """What a card says of a kind of model.
+
+    Args:
+        description: in a paragraph.
+        pipeline_tag, tags: for the Hub.
+        usage: code that follows `name = ...`, a picture being at hand as `picture`.
+        imports: what the code needs besides torch and PIL.
+        results: a finished part; empty for none.
+    """
+
+    description: str
+    pipeline_tag: str | None
+    tags: Sequence[str]
+    usage: Sequence[str]
+    imports: str
+    results: str = ""
 
 
 # Designs of the built-in corpus. Those not listed are the property of their vendors.
@@ -82,6 +110,7 @@ def write_model_card(
     license: str | None = None,
     sources: Sequence[DataSource] | None = None,
     repository: str | None = None,
+    task: CardText | None = None,
 ) -> Path:
     """Write README.md into a model folder.
 
@@ -92,6 +121,7 @@ def write_model_card(
         license: identifier for the metadata, such as "apache-2.0"; None leaves it to who publishes the model.
         sources: the training data and its terms. Left out, those of the built-in corpus where the run used it.
         repository: id on the Hub for the usage example; the folder's own name where left out.
+        task: of a model that was fine-tuned for a task, what it is; left out, the model is one of pre-training.
 
     Returns:
         The path of README.md.
@@ -100,21 +130,19 @@ def write_model_card(
     config = _read_yaml(run_folder / "config.yaml")
     if sources is None:
         options = config.get("dataset_options") or {}
-        sources = (
-            emoji_sources(options.get("designs") or list(EMOJI_DESIGNS)) if config.get("dataset") == "emoji" else []
-        )
+        built_in = str(config.get("dataset")).startswith("emoji")
+        sources = emoji_sources(options.get("designs") or list(EMOJI_DESIGNS)) if built_in else []
     log_path = run_folder / "log.jsonl"
     log = read_log(log_path) if log_path.exists() else None
     method = str(log.run.get("method", "albef")) if log else "albef"
     parts = [
-        _metadata(config, license),
+        _metadata(config, license, task),
         f"# {(repository or run_folder.resolve().name).split('/')[-1]}",
-        "A vision-language model trained with ALBEF (*Align before Fuse*, Li et al. 2021): an image encoder and a "
-        "text encoder aligned by contrast, and a fusion encoder that reads the text while it looks at the image. "
-        "It scores captions against pictures, retrieves either with the other, and classifies images by a list of "
-        "labels without having been trained on them.",
-        "## Use\n\n" + _usage(repository or model_folder.name, model_folder),
+        DESCRIPTION if task is None else task.description,
+        "## Use\n\n" + _usage(repository or model_folder.name, model_folder, task),
     ]
+    if task is not None and task.results:
+        parts.append(task.results)
     if result is not None:
         parts.append(_results(result))
     parts.append(_recipe(config, log.run if log else {}, log.train[-1] if log and log.train else {}, method))
@@ -134,13 +162,18 @@ def write_model_card(
     return path
 
 
-def _metadata(config: Mapping[str, Any], license: str | None) -> str:
+def _metadata(config: Mapping[str, Any], license: str | None, task: CardText | None) -> str:
     metadata: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "zero-shot-image-classification",
         "tags": ["albef", "vision-language", "image-text-retrieval", "image-text-matching"],
         "language": "en",
     }
+    if task is not None:
+        metadata["tags"] = ["albef", "vision-language", *task.tags]
+        metadata["pipeline_tag"] = task.pipeline_tag
+        if task.pipeline_tag is None:
+            del metadata["pipeline_tag"]
     if license is not None:
         metadata["license"] = license
     dataset = config.get("dataset")
@@ -148,7 +181,7 @@ def _metadata(config: Mapping[str, Any], license: str | None) -> str:
     hub_names = [name for name in names if _is_hub_id(name)]
     if hub_names:
         metadata["datasets"] = hub_names
-    bases = [config.get(key) for key in ("vision_model", "text_model")]
+    bases = [config.get(key) for key in ("vision_model", "text_model", "model_path")]
     bases = [base for base in bases if isinstance(base, str) and _is_hub_id(base)]
     if bases:
         metadata["base_model"] = bases
@@ -161,7 +194,12 @@ def _is_hub_id(name: str) -> bool:
     return bool(owner.strip(".~") and rest) and "/" not in rest and not Path(name).exists()
 
 
-def _usage(model_name: str, model_folder: Path) -> str:
+def _usage(model_name: str, model_folder: Path, task: CardText | None) -> str:
+    if task is not None:
+        lines = ["import torch", "from PIL import Image", f"from albef_hf import {task.imports}", ""]
+        lines += [f"name = {json.dumps(model_name)}  # this folder, or its id on the Hub"]
+        lines += ['picture = Image.new("RGB", (256, 256), "red")  # or Image.open("your_picture.jpg")', *task.usage]
+        return "```python\n" + "\n".join(lines) + "\n```"
     carries_code = (model_folder / "modeling_albef.py").exists()
     lines = ["import torch", "from PIL import Image"]
     trust = ", trust_remote_code=True" if carries_code else ""

@@ -80,11 +80,12 @@ class TrainingArguments:
     log_every: int = field(default=50, metadata={"help": "steps"})
     save_every: int = field(default=1000, metadata={"help": "steps"})
     evaluate_every: int = field(default=0, metadata={"help": "steps; 0: at the end only"})
+    evaluate_epochs: float = field(default=0.0, metadata={"help": "in place of evaluate_every"})
     keep_checkpoints: int = field(default=2, metadata={"help": "older ones are removed"})
     resume: bool = field(default=False, metadata={"help": "go on from the newest checkpoint of the run folder"})
     dry_run: bool = field(default=False, metadata={"help": "print sizes and the first batch, and stop"})
     report_to: str = field(default="tensorboard", metadata={"help": "a tracker of Accelerate; none: only log.jsonl"})
-    rerank: int = field(default=0, metadata={"help": "candidates re-ranked by matching in the last evaluation"})
+    rerank: int = field(default=0, metadata={"help": "candidates re-ranked by matching; in pre-training, in the last evaluation only"})
 
 
 GROUPS = (ModelArguments, DataArguments, TrainingArguments)

@@ -1,5 +1,6 @@
 """What every training script does around the loop: places, seeds, describes, trains and finishes a run."""
 
+import dataclasses
 import importlib.metadata
 import json
 import platform
@@ -84,6 +85,9 @@ def launch(
         versions = {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in PACKAGES}
         (folder / "versions.json").write_text(json.dumps(versions, indent=2), encoding="utf-8")
     accelerator.wait_for_everyone()
+    if arguments.evaluate_epochs:
+        every = max(1, round(arguments.evaluate_epochs * length.steps_per_epoch))
+        arguments = dataclasses.replace(arguments, evaluate_every=every)
     if arguments.report_to != "none":
         accelerator.init_trackers(name)
     method = train(

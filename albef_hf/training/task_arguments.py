@@ -3,17 +3,20 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import datasets
 
 from ..data.arguments import DataArguments
 from ..data.sources import check_keys
-from ..data.tasks import load_task
+from ..data.tasks import load_karpathy, load_task
 from .arguments import GROUPS
 
 # What describes a data set of a task: an entry of `mixture`, `validation`, and each of `tests`.
 ENTRY_KEYS = ("dataset", "options", "split", "revision", "columns", "image_root", "image_suffix")
+
+KARPATHY_LISTS = ("dataset_coco.json", "dataset_flickr30k.json")
 
 # Arguments of pre-training that the data of a task does not have; (what to use instead).
 _NOT_OF_TASKS = {
@@ -76,6 +79,13 @@ def _entry(data: DataArguments, task: TaskArguments, changes: Mapping[str, Any],
     return alone | {key: value for key, value in changes.items() if key != "weight"}
 
 
+def _load(kind: str, entry: dict[str, Any]) -> datasets.Dataset:
+    """Rows of a task; COCO and Flickr30K also from Karpathy's lists, which are told by their names."""
+    if kind == "retrieval" and Path(entry["dataset"]).name in KARPATHY_LISTS:
+        return load_karpathy(entry["dataset"], entry["split"], entry["image_root"])
+    return load_task(kind, **entry)
+
+
 def check_task_data(data: DataArguments) -> None:
     """Raises:
     ValueError: an argument of pre-training data that tasks do not have; names what to use instead.
@@ -98,7 +108,7 @@ def load_training_parts(
     for number, changes in enumerate(entries):
         entry = _entry(data, task, changes, "mixture")
         name = entry["dataset"] if entry["dataset"] not in parts else f"{entry['dataset']} ({number})"
-        parts[name] = load_task(kind, **entry)
+        parts[name] = _load(kind, entry)
     return parts, [float(weight) for weight in weights] or None
 
 
@@ -108,4 +118,4 @@ def load_evaluation_rows(
     """The rows of `validation` or of one of `tests`."""
     if not isinstance(changes, Mapping):
         raise ValueError(f"{where} must say what differs from training, such as {{split: {where}}}, not {changes!r}")
-    return load_task(kind, **_entry(data, task, changes, where))
+    return _load(kind, _entry(data, task, changes, where))
