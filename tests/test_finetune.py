@@ -94,7 +94,7 @@ def configs(tmp_path_factory, start):
     found = {}
     for task in TASKS:
         folder = tmp_path_factory.mktemp(task)
-        for number, colour in enumerate(COLOURS):
+        for colour in COLOURS:
             Image.new("RGB", (32, 32), colour).save(folder / f"{colour}.png")
         for name, count in (("train", 12), ("validation", 7), ("test", 6)):
             rows = [row(task, number, name) for number in range(count)]
@@ -245,7 +245,7 @@ def test_the_best_weights_survive_worse_ones(tmp_path):
         Chosen(tmp_path, "acuracy", goes_on=False).offer(model, processor, 1, {"accuracy": 0.1}, writes=True)
 
 
-# -- starting a model ---------------------------------------------------------------------------------------------------
+# -- starting a model -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -317,7 +317,9 @@ def test_a_model_that_was_not_trained_for_the_task_is_not_measured(configs, star
         run_here("evaluate.py", configs["retrieval"], model=start, output_dir=tmp_path, protocol="coco-fine-tunde")
     with pytest.raises(ValueError, match="of retrieval, and the task is grounding"):
         run_here("evaluate.py", configs["grounding"], model=start, output_dir=tmp_path, protocol="coco-fine-tuned")
-    with pytest.raises(ValueError, match="k = 256 candidates of each query cannot be re-ranked: the gallery of images"):
+    with pytest.raises(
+        ValueError, match="k = 256 candidates of each query cannot be re-ranked: the gallery of images"
+    ):
         run_here("evaluate.py", configs["retrieval"], model=start, output_dir=tmp_path, protocol="coco-fine-tuned")
 
 
@@ -333,3 +335,38 @@ def test_the_resolved_configuration_can_be_run_again(finished):
     for task in ("retrieval", "question_answering"):
         groups = parse_arguments([str(finished(task) / "config.yaml")], TASK_GROUPS)
         assert groups[-1].task == task and groups[-1].tests.keys() == {"test"}
+
+
+# -- proof tasks ------------------------------------------------------------------------------------------------------
+
+
+def test_proof_tasks_that_have_been_run_are_not_run_again(tmp_path, monkeypatch):
+    script = runpy.run_path(str(ROOT / "scripts" / "run_proof_tasks.py"))
+    started = []
+
+    def run_task(name, model, seed, folder, flags):
+        started.append((name, model, seed, flags))
+        folder.mkdir(parents=True)
+        accuracy = {"null": 0.25, "runs/emoji/model": 0.5}[model] + seed / 100
+        test = {
+            "chosen": {"accuracy": accuracy},
+            "last": {"accuracy": 0.9},
+            "baselines": {"most frequent class": 0.34},
+        }
+        (folder / "results.json").write_text(json.dumps({"tests": {"test": test}}))
+
+    monkeypatch.setitem(script["measure"].__globals__, "run_task", run_task)
+    starts = {"pre-trained": "runs/emoji/model", "from scratch": "null"}
+    for _ in range(2):
+        found = script["measure"](["emoji_entailment"], starts, [1, 3], tmp_path, ["--max_steps", "5"])
+    assert len(started) == 4 and started[0] == ("emoji_entailment", "runs/emoji/model", 1, ["--max_steps", "5"])
+    last = script["table"](found).splitlines()[-1]
+    assert last == "| entailment | 52.0 ± 1.4 | 27.0 ± 1.4 | most frequent class 34.0 |"
+
+
+def test_proof_tasks_name_configs_that_are_there():
+    script = runpy.run_path(str(ROOT / "scripts" / "run_proof_tasks.py"))
+    for name, metric in script["TASKS"].items():
+        _, data, arguments, task = parse_arguments([str(ROOT / "configs" / f"{name}.yaml")], TASK_GROUPS)
+        assert TASK_KINDS[task.task].metric == metric and task.tests.keys() == {"test"}
+        assert data.dataset_options["part"] == "train" and arguments.output_dir == f"runs/{name}"

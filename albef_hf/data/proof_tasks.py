@@ -1,8 +1,8 @@
 """Small versions of the downstream tasks from the built-in corpus, every label by a rule that is written here.
 
-No model made them, and what decides an answer is drawn in the picture. Parts share no emoji: a tenth are for tests, and
-of the others another tenth for validation. Rows are drawn by
-`random_generator(seed, ...)`, so a data set is a function of its arguments. Canvases are white, cells of 72 pixels.
+No model made them, and what decides an answer is drawn in the picture. Parts share no emoji: a tenth are for tests,
+and of the others another tenth for validation. Rows are drawn by `random_generator(seed, ...)`, so a data set is a
+function of its arguments. Canvases are white, cells of 72 pixels.
 """
 
 import colorsys

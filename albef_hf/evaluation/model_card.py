@@ -130,7 +130,7 @@ def write_model_card(
     config = _read_yaml(run_folder / "config.yaml")
     if sources is None:
         options = config.get("dataset_options") or {}
-        built_in = str(config.get("dataset")).startswith("emoji")
+        built_in = str(config.get("dataset")).startswith("emoji") and not config.get("mixture")
         sources = emoji_sources(options.get("designs") or list(EMOJI_DESIGNS)) if built_in else []
     log_path = run_folder / "log.jsonl"
     log = read_log(log_path) if log_path.exists() else None

@@ -6,12 +6,15 @@ from .model_card import CardText
 from .tasks import TASK_KINDS, TaskResult
 
 _LOAD = ["model = {0}.from_pretrained(name).eval()", "processor = AlbefProcessor.from_pretrained(name)"]
-_CLASSES = ["with torch.no_grad():", "    print(dict(zip(model.classes, model(**inputs).logits.softmax(-1)[0].tolist())))"]
+_CLASSES = [
+    "with torch.no_grad():",
+    "    print(dict(zip(model.classes, model(**inputs).logits.softmax(-1)[0].tolist())))",
+]
 
 _TEXTS: Mapping[str, tuple[str, str | None, list[str]]] = {
     "retrieval": (
-        "Finds texts with pictures and pictures with texts: contrast ranks all of them, and matching, which reads a text "
-        "with a picture, gives the best of them a new order.",
+        "Finds texts with pictures and pictures with texts: contrast ranks all of them, and matching, which reads a "
+        "text with a picture, gives the best of them a new order.",
         "zero-shot-image-classification",
         [
             'inputs = processor(images=picture, text=["a red square", "a green tree"])',
@@ -50,7 +53,8 @@ _TEXTS: Mapping[str, tuple[str, str | None, list[str]]] = {
         ],
     ),
     "grounding": (
-        "Points out what an expression means in a picture. It has never seen a box: heat maps of its attention choose one.",
+        "Points out what an expression means in a picture. It has never seen a box: heat maps of its attention choose "
+        "one.",
         None,
         [
             "from albef_hf.evaluation.grounding import AlbefGrounder",
@@ -69,8 +73,8 @@ def task_card(task: str, results: Mapping[str, TaskResult]) -> CardText:
     for name, result in results.items():
         rows = [*result.metrics.items(), *((f"({key})", value) for key, value in result.baselines.items())]
         lines += [f"| {name} | {metric} | {value:.2%} |" for metric, value in rows]
-    words = (
-        "## Results\n\nOf the weights that validation chose; in brackets, what needs no model.\n\n" + "\n".join(lines)
+    words = "## Results\n\nOf the weights that validation chose; in brackets, what needs no model.\n\n" + "\n".join(
+        lines
     )
     return CardText(
         f"ALBEF (*Align before Fuse*, Li et al. 2021) fine-tuned for {task.replace('_', ' ')}. {description}",

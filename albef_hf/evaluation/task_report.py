@@ -40,13 +40,17 @@ def example_section(title: str, caption: str, examples: Sequence[Example]) -> st
     articles = []
     for example in examples:
         pictures = "".join(
-            f'<img class="picture" alt="picture {number + 1} of: {escape(example.text)}" src="{thumbnail(each, SIDE)}">'
-            for number, each in enumerate(example.pictures)
+            f'<img class="picture" alt="picture {number}: {escape(example.text)}" src="{thumbnail(each, SIDE)}">'
+            for number, each in enumerate(example.pictures, start=1)
         )
         items = []
         for text, right in example.lines:
             verdict = "" if right is None else "right" if right else "wrong"
-            mark = f'<span class="mark" role="img" aria-label="{verdict}">{"✓" if right else "✗"}</span>' if verdict else ""
+            mark = (
+                f'<span class="mark" role="img" aria-label="{verdict}">{"✓" if right else "✗"}</span>'
+                if verdict
+                else ""
+            )
             items.append(f'<li class="{verdict}">{mark}<span>{escape(text)}</span></li>')
         body = f"<blockquote>{escape(example.text)}</blockquote><ol>{''.join(items)}</ol>"
         if len(example.pictures) == 1:
@@ -170,7 +174,9 @@ def _grounded(result: TaskResult, row: int, data: dict[str, Any]) -> Example:
     width = max(2, round(max(boxed.size) / 90))
     for (x, y, wide, high), colour in ((found.box, CHOSEN_BOX), (data["box"], RIGHT_BOX)):
         draw.rectangle((x, y, x + wide, y + high), outline=colour, width=width)
-    return Example([boxed, heat], data["expression"], [("the box overlaps by half or more", bool(result.correct[row]))])
+    return Example(
+        [boxed, heat], data["expression"], [("the box overlaps by half or more", bool(result.correct[row]))]
+    )
 
 
 _EXAMPLES = {

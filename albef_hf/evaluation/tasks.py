@@ -157,7 +157,9 @@ def measure_answers(
             candidate_attention_mask=candidates["attention_mask"],
             k=settings.ranked_answers,
         )
-        best, probabilities = (values[:, :ANSWERS_KEPT].tolist() for values in (ranking.answer_ids, ranking.probabilities))
+        best, probabilities = (
+            values[:, :ANSWERS_KEPT].tolist() for values in (ranking.answer_ids, ranking.probabilities)
+        )
         return [
             [(answers[number], probability) for number, probability in zip(*row, strict=True)]
             for row in zip(best, probabilities, strict=True)
@@ -363,7 +365,7 @@ def measure_grounding(
     settings: TaskSettings,
     name: str = "grounding",
 ) -> TaskResult:
-    """How often the box with most heat is the right one, beside the middle one, one at random, and the best there is."""
+    """How often the box with most heat is the right one; beside it the middle one, a random one, the best there is."""
     samples = grounding_samples(rows)
     grounder = AlbefGrounder(model, processor)
     place, ranks = 0, 1

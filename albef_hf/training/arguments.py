@@ -85,7 +85,9 @@ class TrainingArguments:
     resume: bool = field(default=False, metadata={"help": "go on from the newest checkpoint of the run folder"})
     dry_run: bool = field(default=False, metadata={"help": "print sizes and the first batch, and stop"})
     report_to: str = field(default="tensorboard", metadata={"help": "a tracker of Accelerate; none: only log.jsonl"})
-    rerank: int = field(default=0, metadata={"help": "candidates re-ranked by matching; in pre-training, in the last evaluation only"})
+    rerank: int = field(
+        default=0, metadata={"help": "candidates re-ranked by matching; in pre-training, in the last evaluation only"}
+    )
 
 
 GROUPS = (ModelArguments, DataArguments, TrainingArguments)

@@ -12,8 +12,8 @@ RECORD = "chosen.json"
 class Chosen:
     """Offered the weights of each evaluation, keeps the best; the first of equals.
 
-    A folder is complete or absent, and says itself which step it holds. A resumed run knows the best so far from there:
-    where it holds a later step than the one the run goes on from, that step is reached again and found equal.
+    A folder is complete or absent, and says itself which step it holds. A resumed run knows the best so far from
+    there: where it holds a later step than the one the run goes on from, that step is reached again and found equal.
 
     Args:
         folder: of the run.

@@ -125,9 +125,17 @@ def build_vision_backbone(arguments: ModelArguments) -> VisionBackbone:
 
 
 # What a recipe says of training; the rest of a configuration says what the weights are.
-_RECIPE = (
-    "queue_size momentum temperature_minimum alpha alpha_ramp_epochs same_image same_caption gather_negatives published"
-).split()
+_RECIPE = [
+    "queue_size",
+    "momentum",
+    "temperature_minimum",
+    "alpha",
+    "alpha_ramp_epochs",
+    "same_image",
+    "same_caption",
+    "gather_negatives",
+    "published",
+]
 
 
 def build_albef(arguments: ModelArguments) -> tuple[AlbefForPreTraining, AlbefProcessor]:
@@ -187,9 +195,7 @@ def _with_image_size(model: Model, size: int) -> Model:
                 )
             state[name] = resize_positions(tensor, own[name].shape[1])
     resized.load_state_dict(state)
-    resized.loading_report = (
-        f"{model.loading_report}; position tables resized to pictures of {size} pixels"  # type: ignore[attr-defined]
-    )
+    resized.loading_report = f"{model.loading_report}; position tables resized to pictures of {size} pixels"  # type: ignore[attr-defined]
     return resized
 
 

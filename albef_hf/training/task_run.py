@@ -18,13 +18,12 @@ from torch import nn
 from ..data.arguments import DataArguments
 from ..data.task_batches import build_task_data
 from ..data.tasks import answers_of, most_frequent_answers, read_answer_list
+from ..evaluation.model_card import write_model_card
 from ..evaluation.predictions import write_predictions
 from ..evaluation.protocols import retrieval_protocol
-from ..evaluation.model_card import write_model_card
 from ..evaluation.task_card import task_card
 from ..evaluation.task_report import write_task_report
 from ..evaluation.tasks import TASK_KINDS, TaskKind, TaskResult, TaskSettings
-from ..processing_albef import AlbefProcessor
 from .arguments import ModelArguments, TrainingArguments
 from .checkpoints import latest_checkpoint
 from .chosen import Chosen
@@ -227,7 +226,9 @@ def evaluate_saved(
         for result in results.values():
             write_predictions(task.task, result, folder / "predictions")
             print_metrics(result)
-        found = {name: {"metrics": r.metrics, "baselines": r.baselines, "details": r.details} for name, r in results.items()}
+        found = {
+            name: {"metrics": r.metrics, "baselines": r.baselines, "details": r.details} for name, r in results.items()
+        }
         summary = {"task": task.task, "model": Path(model_path).name, "protocol": protocol, "tests": found}
         (folder / "results.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
         by_weights = {name: {CHOSEN: result} for name, result in results.items()}
