@@ -155,9 +155,9 @@ def test_the_real_corpus_parts_share_no_emoji_and_load_as_tasks():
         test["question_type"][:],
     )
     assert 0 < baseline < 0.7  # no kind of question is answered by one word
-    emoji = [set(proof_tasks.load_proof_retrieval(part)["image_id"]) for part in ("train", "test")]
-    assert emoji[0] and emoji[1] and not emoji[0] & emoji[1]
-    with pytest.raises(ValueError, match="part must be one of train, test, not 'all'"):
+    emoji = [set(proof_tasks.load_proof_retrieval(part)["image_id"]) for part in ("train", "validation", "test")]
+    assert all(emoji) and sum(map(len, emoji)) == len(set.union(*emoji))
+    with pytest.raises(ValueError, match="part must be one of train, test, validation, not 'all'"):
         proof_tasks.load_proof_retrieval("all")
 
 

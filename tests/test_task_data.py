@@ -79,14 +79,14 @@ def training_batch(task, rows, processor, **options):
 @pytest.mark.parametrize(
     ("task", "names"),
     [
-        ("retrieval", {"image_ids"}),
+        ("retrieval", {"image_ids", "caption_ids", "negative_draws", "assignment_draws"}),
         (
             "question_answering",
             {"answer_input_ids", "answer_attention_mask", "answer_weights", "answers_per_question"},
         ),
         ("visual_reasoning", {"labels"}),
         ("visual_entailment", {"labels"}),
-        ("grounding", {"image_ids"}),
+        ("grounding", {"image_ids", "caption_ids", "negative_draws", "assignment_draws"}),
     ],
 )
 def test_batches_are_the_arguments_of_the_models(lists, processor, task, names):

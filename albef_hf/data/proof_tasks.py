@@ -1,7 +1,8 @@
 """Small versions of the downstream tasks from the built-in corpus, every label by a rule that is written here.
 
-No model made them, and what decides an answer is drawn in the picture. Train and test share no emoji. Rows are drawn
-by `random_generator(seed, ...)`, so a data set is a function of its arguments. Canvases are white, cells of 72 pixels.
+No model made them, and what decides an answer is drawn in the picture. Parts share no emoji: a tenth are for tests,
+and of the others another tenth for validation. Rows are drawn by `random_generator(seed, ...)`, so a data set is a
+function of its arguments. Canvases are white, cells of 72 pixels.
 """
 
 import colorsys
@@ -19,7 +20,7 @@ from .emoji import PERMISSIVE, load_emoji_corpus
 from .images import decode_image
 
 CELL = 72
-PARTS = ("train", "test")
+PARTS = ("train", "test", "validation")
 MINIMUM_SHARE = 0.5  # of the coloured pixels that the dominant colour must hold
 
 # Upper ends of hue in degrees; red is on both sides of 0.
@@ -70,10 +71,24 @@ class Drawing:
     colour: str | None
 
 
-def _drawings(part: str, designs: Sequence[str], seed: int, groups: bool = False) -> list[Drawing]:
+def _corpus(
+    part: str, designs: Sequence[str], seed: int, captions: Sequence[str] = ("name",), labels: bool = False
+) -> datasets.Dataset:
+    """The emoji of a part."""
     if part not in PARTS:
         raise ValueError(f"part must be one of {', '.join(PARTS)}, not {part!r}")
-    corpus = load_emoji_corpus(designs=designs, captions=("name",), part=part, seed=seed, labels=groups)
+    corpus = load_emoji_corpus(
+        designs=designs, captions=captions, part="test" if part == "test" else "train", seed=seed, labels=labels
+    )
+    if part == "test":
+        return corpus
+    emoji = sorted(set(corpus["group"]))
+    held = {emoji[i] for i in random_generator(seed, 14).permutation(len(emoji))[: len(emoji) // 10]}
+    return corpus.select([i for i, each in enumerate(corpus["group"]) if (each in held) == (part == "validation")])
+
+
+def _drawings(part: str, designs: Sequence[str], seed: int, groups: bool = False) -> list[Drawing]:
+    corpus = _corpus(part, designs, seed, labels=groups)
     names = corpus.features["label"].names if groups else []
     drawings = []
     for row in corpus:
@@ -112,9 +127,7 @@ def _other(generator: np.random.Generator, drawings: Sequence[Drawing], unlike: 
 
 def load_proof_retrieval(part: str = "train", designs: Sequence[str] = PERMISSIVE, seed: int = 0) -> datasets.Dataset:
     """Retrieval: every drawing with the name and the keywords of its emoji; drawings of one emoji share `image_id`."""
-    if part not in PARTS:
-        raise ValueError(f"part must be one of {', '.join(PARTS)}, not {part!r}")
-    corpus = load_emoji_corpus(designs=designs, captions=("name", "keywords"), part=part, seed=seed)
+    corpus = _corpus(part, designs, seed, ("name", "keywords"))
     return corpus.select_columns(["image", "captions", "group"]).rename_column("group", "image_id")
 
 

@@ -85,11 +85,16 @@ class TaskSamples(Samples):
         if not usable:
             raise BadImage("captions: no caption with words in it")
         caption = usable[int(generator.integers(len(usable)))]
-        return {"pixel_values": self._pixels(row["image"], generator), "text": caption, "image_id": row["image_id"]}
+        return self._pair(row, caption, generator)
+
+    def _pair(self, row: Mapping[str, Any], text: str, generator: np.random.Generator) -> dict[str, Any]:
+        """An image and a text; `draws` choose hard negatives, or what a text is assigned to."""
+        pixels = self._pixels(row["image"], generator)
+        draws = {"draws": generator.random(3)} if self.training else {}
+        return {"pixel_values": pixels, "text": text, "image_id": row["image_id"], **draws}
 
     def _grounding(self, row: dict[str, Any], generator: np.random.Generator) -> dict[str, Any]:
-        text = self._text(row, "expression")
-        return {"pixel_values": self._pixels(row["image"], generator), "text": text, "image_id": row["image_id"]}
+        return self._pair(row, self._text(row, "expression"), generator)
 
     def _question_answering(self, row: dict[str, Any], generator: np.random.Generator) -> dict[str, Any]:
         question = self._text(row, "question")
@@ -118,16 +123,20 @@ class TaskSamples(Samples):
 
 
 class TaskCollator(Collator):
-    """Samples -> the arguments of the task's model, and `rejected`."""
+    """Samples -> the arguments of the task's model, and `rejected`. `fixed_length` pads captions to the maximum, so
+    that ranks agree."""
 
-    def __init__(self, task: str, processor: AlbefProcessor, training: bool = True) -> None:
+    def __init__(
+        self, task: str, processor: AlbefProcessor, training: bool = True, fixed_length: bool = False
+    ) -> None:
         self.task, self.processor, self.training = task, processor, training
+        self.padding = "max_length" if fixed_length else "longest"
 
     def tokenize(self, texts: Sequence[str]) -> Mapping[str, torch.Tensor]:
         """`input_ids` and `attention_mask` as the task has them."""
         if self.task != "question_answering":
             length = RETRIEVAL_TOKENS if self.task == "retrieval" else LONGEST
-            return self.processor.tokenize_captions(texts, length)
+            return self.processor.tokenize_captions(texts, length, self.padding if length < LONGEST else "longest")
         cleaned = [self.processor.clean_question(text, train=self.training) for text in texts]
         return self.processor.tokenizer(
             cleaned,
@@ -148,6 +157,11 @@ class TaskCollator(Collator):
         }
         if "image_id" in samples[0]:
             batch["image_ids"] = torch.tensor([stable_id(sample["image_id"]) for sample in samples])
+            cleaned = [self.processor.clean_caption(sample["text"]) for sample in samples]
+            batch["caption_ids"] = torch.tensor([stable_id(caption) for caption in cleaned])
+        if "draws" in samples[0]:
+            draws = torch.tensor(np.stack([sample["draws"] for sample in samples]), dtype=torch.float32)
+            batch |= {"negative_draws": draws[:, :2], "assignment_draws": draws}
         if "label" in samples[0]:
             batch["labels"] = torch.tensor([sample["label"] for sample in samples])
         if "answers" in samples[0]:
@@ -183,6 +197,7 @@ def build_task_data(
     world_size: int = 1,
     weights: Sequence[float] | None = None,
     answer_list: Sequence[str] | None = None,
+    fixed_length: bool = False,
 ) -> TrainingData:
     """Training batches of a task.
 
@@ -191,11 +206,12 @@ def build_task_data(
         arguments: `augmentation_options`, `max_image_pixels` and `workers` are used.
         weights: share of each part in an epoch; their sizes where left out.
         answer_list: see `TaskSamples`.
+        fixed_length: see `TaskCollator`.
     """
     augment = task_augmentation(task, processor, **arguments.augmentation_options)
     corpus = Corpora(list(parts.values()), list(parts), weights)
     samples = TaskSamples(task, corpus, processor, augment, arguments, seed, answer_list=answer_list)
-    collate = TaskCollator(task, processor)
+    collate = TaskCollator(task, processor, fixed_length=fixed_length)
     return TrainingData(samples, collate, batch_size, seed, rank, world_size, workers=arguments.workers)
 
 

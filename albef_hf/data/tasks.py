@@ -44,9 +44,18 @@ TASKS = {
             },
         ),
         # images: a list of two; a Hub data set may have them in two columns: {"images": ["left", "right"]}.
-        Task("visual_reasoning", {"images": "images", "sentence": "sentence", "label": "label"}, {}),
+        # identifier: what a server calls the row.
+        Task(
+            "visual_reasoning",
+            {"images": "images", "sentence": "sentence", "label": "label"},
+            {"identifier": "identifier"},
+        ),
         # image: the premise; sentence: the hypothesis.
-        Task("visual_entailment", {"image": "image", "sentence": "sentence", "label": "label"}, {}),
+        Task(
+            "visual_entailment",
+            {"image": "image", "sentence": "sentence", "label": "label"},
+            {"identifier": "identifier"},
+        ),
         # box: x, y, width, height in pixels, for evaluation only; proposals: a list of boxes.
         Task(
             "grounding",

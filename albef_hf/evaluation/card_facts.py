@@ -48,7 +48,9 @@ def emoji_sources(designs: Sequence[str], texts: bool = True) -> list[DataSource
 def built_in_sources(config: Mapping[str, Any], texts: bool = True) -> list[DataSource]:
     """The sources of a run's data set, where it is built in; texts: captions were used too."""
     name = config.get("dataset")
-    if name == "emoji":
+    if config.get("mixture"):
+        return []
+    if str(name).startswith("emoji"):
         options = config.get("dataset_options") or {}
         return emoji_sources(options.get("designs") or list(EMOJI_DESIGNS), texts)
     return [_SMALL_IMAGES[name]] if name in _SMALL_IMAGES else []

@@ -155,8 +155,8 @@ def plot_curves(log_path: Path | str, out_png: Path | str) -> Path:
         panels.append(("Accuracy in training batches", _draw_accuracies))
     for name in dict.fromkeys(row.get("name", "") for row in log.evaluations):
         own = [row for row in log.evaluations if row.get("name", "") == name]
-        probes = any(key.startswith("knn_") for row in own for key in row["metrics"])
-        panels.append((name, _draw_probes if probes else _draw_retrieval))
+        retrieval = any(key.endswith("_r10") for row in own for key in row["metrics"])
+        panels.append((name, _draw_retrieval if retrieval else _draw_measured_accuracies))
 
     columns = min(COLUMNS, max(1, len(panels)))
     rows = max(1, math.ceil(len(panels) / columns))
@@ -315,8 +315,8 @@ def _draw_retrieval(axes: Axes, log: RunLog, name: str) -> None:
         axes.legend(fontsize=7.5, frameon=False, labelcolor=INK)
 
 
-def _draw_probes(axes: Axes, log: RunLog, name: str) -> None:
-    """Accuracy of frozen features."""
+def _draw_measured_accuracies(axes: Axes, log: RunLog, name: str) -> None:
+    """Accuracies of evaluations: of a task, or of frozen features."""
     _title(axes, f"Accuracy: {name}")
     rows = [row for row in log.evaluations if row.get("name", "") == name]
     for index, key in enumerate(dict.fromkeys(key for row in rows for key in row["metrics"])):

@@ -12,6 +12,7 @@ from typing import Any
 import huggingface_hub
 import yaml
 
+from ..data.sources import BUILT_IN
 from .card_facts import CITATIONS, DataSource, built_in_sources
 from .curves import RunLog, read_log
 from .recall import CUTOFFS
@@ -35,9 +36,28 @@ RECIPE = {
     "mixed_precision": "precision",
     "seed": "seed",
 }
-_BUILT_IN = ("emoji", "digits", "fashion_mnist")
 # A pushed card names the repository where this line names the folder.
 NAME_LINE = re.compile(r'^name = ".*"  # this folder, or its id on the Hub$', re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class CardText:
+    """What a card says of a kind of model.
+
+    Args:
+        description: in a paragraph.
+        pipeline_tag, tags: for the Hub.
+        usage: code that follows `name = ...`, a picture being at hand as `picture`.
+        imports: what the code needs besides torch and PIL.
+        results: a finished part; empty for none.
+    """
+
+    description: str
+    pipeline_tag: str | None
+    tags: Sequence[str]
+    usage: Sequence[str]
+    imports: str
+    results: str = ""
 
 
 @dataclass
@@ -74,6 +94,7 @@ def write_model_card(
     license: str | None = None,
     sources: Sequence[DataSource] | None = None,
     repository: str | None = None,
+    task: CardText | None = None,
 ) -> Path:
     """Write README.md into a model folder, a copy of the run's curves beside it, and `.eval_results/` where what was
     measured is a data set of the Hub.
@@ -86,6 +107,7 @@ def write_model_card(
         license: identifier for the metadata, such as "apache-2.0"; None leaves it to who publishes the model.
         sources: the training data and its terms. Left out, those of built-in data where the run used it.
         repository: id on the Hub for the usage example; the folder's own name where left out.
+        task: of a model that was fine-tuned for a task, what it is; left out, the model is one of pre-training.
 
     Returns:
         The path of README.md.
@@ -97,7 +119,9 @@ def write_model_card(
     if sources is None:
         sources = built_in_sources(run.config, texts=is_albef)
     name = repository or model_folder.name
-    if is_albef:
+    if task is not None:
+        what, usage = task.description, _task_usage(name, task)
+    elif is_albef:
         what, usage = _ALBEF, _albef_usage(name, (model_folder / "modeling_albef.py").exists())
     else:
         what = (
@@ -105,7 +129,9 @@ def write_model_card(
             f"projector. The feature of a whole picture is {run.config.get('vision_pooling', 'cls')!r} of its tokens."
         )
         usage = _backbone_usage(name, model_config)
-    parts = [_metadata(run, license, is_albef), f"# {run.title}", what, f"## Use\n\n```python\n{usage}\n```"]
+    parts = [_metadata(run, license, is_albef, task), f"# {run.title}", what, f"## Use\n\n```python\n{usage}\n```"]
+    if task is not None and task.results:
+        parts.append(task.results)
     if result is not None:
         parts.append(_retrieval(result))
     if probes:
@@ -148,10 +174,14 @@ def is_hub_id(name: str) -> bool:
     return bool(owner.strip(".~") and rest) and "/" not in rest and not Path(name).exists()
 
 
-def _metadata(run: _Run, license: str | None, is_albef: bool) -> str:
-    task = "zero-shot-image-classification" if is_albef else "image-feature-extraction"
+def _metadata(run: _Run, license: str | None, is_albef: bool, task: CardText | None) -> str:
+    pipeline: str | None = "zero-shot-image-classification" if is_albef else "image-feature-extraction"
     tags = ["albef", "vision-language", "image-text-retrieval", "image-text-matching"] if is_albef else [run.method]
-    metadata: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": task, "tags": tags}
+    if task is not None:
+        pipeline, tags = task.pipeline_tag, ["albef", "vision-language", *task.tags]
+    metadata: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": pipeline, "tags": tags}
+    if pipeline is None:
+        del metadata["pipeline_tag"]
     if is_albef:
         metadata["language"] = "en"
     if license is not None:
@@ -159,7 +189,7 @@ def _metadata(run: _Run, license: str | None, is_albef: bool) -> str:
     hub_names = run.hub_datasets("dataset")
     if hub_names:
         metadata["datasets"] = hub_names
-    bases = [run.config.get(key) for key in ("vision_model", "text_model")]
+    bases = [run.config.get(key) for key in ("vision_model", "text_model", "model_path")]
     bases = [base for base in bases if isinstance(base, str) and is_hub_id(base)]
     if bases:
         metadata["base_model"] = bases
@@ -168,6 +198,12 @@ def _metadata(run: _Run, license: str | None, is_albef: bool) -> str:
 
 def _name_line(name: str) -> str:
     return f"name = {json.dumps(name)}  # this folder, or its id on the Hub"
+
+
+def _task_usage(name: str, task: CardText) -> str:
+    lines = ["import torch", "from PIL import Image", f"from albef_hf import {task.imports}", "", _name_line(name)]
+    lines += ['picture = Image.new("RGB", (256, 256), "red")  # or Image.open("your_picture.jpg")', *task.usage]
+    return "\n".join(lines)
 
 
 def _albef_usage(name: str, carries_code: bool) -> str:
@@ -260,7 +296,7 @@ def _shown_data(name: Any) -> str:
     """A data set by the name it has for everybody; paths of a machine are nobody else's business."""
     if isinstance(name, str) and is_hub_id(name):
         return f"[{name}](https://huggingface.co/datasets/{name})"
-    return _cell(name) if name in _BUILT_IN else "local data"
+    return _cell(name) if name in BUILT_IN else "local data"
 
 
 def _data(run: _Run, sources: Sequence[DataSource]) -> str:

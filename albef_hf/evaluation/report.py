@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from PIL import Image
 
 from ..data.images import decode_image
 from ..data.retrieval import RetrievalData
@@ -266,15 +267,20 @@ class _Thumbnails:
         return f'<img class="picture" alt="{escape(description)}" src="{self.addresses[row]}">'
 
     def _address(self, row: int) -> str:
-        picture = decode_image(self.images[row]["image"]).convert("RGB")
-        picture.thumbnail((THUMBNAIL, THUMBNAIL))
-        encoded = {}
-        for kind, options in (("png", {"optimize": True}), ("jpeg", {"quality": 88})):
-            buffer = io.BytesIO()
-            picture.save(buffer, kind, **options)
-            encoded[kind] = buffer.getvalue()
-        kind = min(encoded, key=lambda each: len(encoded[each]))  # drawings as PNG, photographs as JPEG
-        return _data_address(encoded[kind], kind)
+        return thumbnail(decode_image(self.images[row]["image"]))
+
+
+def thumbnail(picture: Image.Image, side: int = THUMBNAIL) -> str:
+    """The address of a picture that is inside the page, at most so many pixels on its longer side."""
+    picture = picture.convert("RGB")
+    picture.thumbnail((side, side))
+    encoded = {}
+    for kind, options in (("png", {"optimize": True}), ("jpeg", {"quality": 88})):
+        buffer = io.BytesIO()
+        picture.save(buffer, kind, **options)
+        encoded[kind] = buffer.getvalue()
+    kind = min(encoded, key=lambda each: len(encoded[each]))  # drawings as PNG, photographs as JPEG
+    return _data_address(encoded[kind], kind)
 
 
 def _verdict(right: bool) -> str:
