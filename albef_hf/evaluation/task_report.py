@@ -18,7 +18,7 @@ from ..data.images import decode_image
 from ..data.tasks import answers_of
 from ..explain import explain, overlay
 from .report import GALLERY_SEED, table_section, thumbnail, write_report
-from .tasks import TaskResult
+from .task_result import TaskResult
 
 EXAMPLES = 12
 HEAT_MAPS = 8
