@@ -1,6 +1,5 @@
 """How a task is measured, and what came out."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -63,8 +62,3 @@ class TaskResult:
     retrieval: RetrievalResult | None = None
     retrieval_data: RetrievalData | None = None
     groundings: list[Grounding] = field(default_factory=list)
-
-    def to_json(self) -> str:
-        """Name, samples, metrics, baselines and details; predictions have files of their own."""
-        kept = {name: getattr(self, name) for name in ("name", "samples", "metrics", "baselines", "details")}
-        return json.dumps(kept, indent=1) + "\n"

@@ -79,7 +79,6 @@ class TaskRun:
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
             weights=weights,
-            answer_list=self.answers or None,
             fixed_length=model_arguments.gather_negatives,
         )
         self.validation = self._rows(task.validation, "validation") if task.validation else None
@@ -151,7 +150,7 @@ class TaskRun:
             self.evaluated(method, step, metrics)
         assert self.chosen.best is not None
         results: dict[str, dict[str, TaskResult]] = {}
-        last_is_chosen = self.chosen.best["step"] == step
+        last_is_chosen = self.chosen.kept == step
         chosen = method
         if not last_is_chosen:
             chosen, _ = load_trained_model(self.kind.model, str(folder / "model"))
