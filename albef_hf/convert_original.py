@@ -12,8 +12,8 @@ from transformers.core_model_loading import revert_weight_conversion
 from .configuration_albef import AlbefConfig, AlbefTextConfig
 from .modeling_albef_text import AlbefPreTrainedModel
 from .original_files import read_state
-from .original_layouts import (
-    LAYOUTS,
+from .original_layouts import LAYOUTS
+from .original_state import (
     KeyReport,
     check_task,
     convert_state,

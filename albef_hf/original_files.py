@@ -2,6 +2,7 @@
 
 import argparse
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,10 +39,12 @@ def read_file(path: str | Path) -> Any:
         with safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).split("Please file an issue")[0].split("WeightsUnpickler error:")[-1].strip()
+        wanted = re.search(r"GLOBAL (\S+)", str(error))
         raise ValueError(
-            f"{path} was not read, because it holds more than tensors and plain values: {reason.splitlines()[0]} "
-            "If you made the file yourself, save its weights alone: torch.save(model.state_dict(), path)."
+            f"{path} was not read, because it holds more than tensors and plain values"
+            + (f": it asks for {wanted[1]}. " if wanted else f" ({str(error).splitlines()[0]}). ")
+            + "If you made the file yourself, save its weights alone, torch.save(model.state_dict(), path), or allow "
+            "a class that you trust with torch.serialization.add_safe_globals."
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
         raise ValueError(f"{path} is not a whole torch checkpoint: {error}") from error

@@ -6,10 +6,8 @@ their form too. A momentum copy has its original's rules, with `_m` behind the p
 before ours.
 """
 
-import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from functools import cache
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 
@@ -54,7 +52,7 @@ def _read_ids(idx_queue: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 # -- modules: published name, ours ------------------------------------------------------------------------------------
 
-_IMAGE_ENCODER = (
+IMAGE_ENCODER = (
     _rename("cls_token", "embeddings.cls_token"),
     _rename("pos_embed", "embeddings.position_embeddings"),
     _rename("patch_embed.proj.*", "embeddings.patch_embeddings.projection.*"),
@@ -94,7 +92,7 @@ _VOCABULARY_HEAD = [  # without its decoder, which is the table of word embeddin
     for part in ("bias", "transform.dense.*", "transform.LayerNorm.*")
 ]
 
-_VISION = _prefix(_IMAGE_ENCODER, "visual_encoder.", "albef.vision_model.backbone.")
+_VISION = _prefix(IMAGE_ENCODER, "visual_encoder.", "albef.vision_model.backbone.")
 _TEXT = _prefix(_BERT, "text_encoder.", "albef.text_model.")
 _PROJECTIONS = [
     _rename("vision_proj.*", "albef.vision_projection.*"),
@@ -188,264 +186,7 @@ LAYOUTS = {
 TASKS = tuple(LAYOUTS)
 
 # What we keep from step to step and the publication does not.
-_OURS_ALONE = ("momentum_copy.updates", "image_queue.ids", "text_queue.ids")
+OURS_ALONE = ("momentum_copy.updates", "image_queue.ids", "text_queue.ids")
 
 
-# -- what became of each name -----------------------------------------------------------------------------------------
-
-
-@dataclass
-class KeyReport:
-    """What became of each name.
-
-    Args:
-        task: one of `TASKS`.
-        matched: published name -> our names.
-        tied: published name -> the published name that holds the same values, and that we keep.
-        dropped: published name -> why it is left out.
-        unexpected: published names that are not part of the task's layout.
-        started: our names that the checkpoint does not hold and need not -> how they start.
-        missing: our names that the checkpoint should hold.
-        changed: our names whose values were changed -> how.
-    """
-
-    task: str
-    matched: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    tied: dict[str, str] = field(default_factory=dict)
-    dropped: dict[str, str] = field(default_factory=dict)
-    unexpected: list[str] = field(default_factory=list)
-    started: dict[str, str] = field(default_factory=dict)
-    missing: list[str] = field(default_factory=list)
-    changed: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def explained(self) -> bool:
-        return not (self.unexpected or self.missing)
-
-    def __str__(self) -> str:
-        lines = [f"{self.task}: {len(self.matched)} names matched"]
-        for title, names in (("tied", self.tied), ("dropped", self.dropped), ("started", self.started)):
-            reasons: dict[str, list[str]] = {}
-            for name, reason in names.items():
-                reasons.setdefault("the tensor they share is kept" if names is self.tied else reason, []).append(name)
-            lines += [f"{title}: {_some(group)} ({reason})" for reason, group in reasons.items()]
-        lines += [f"changed: {name} ({how})" for name, how in self.changed.items()]
-        lines += [
-            f"{title}: {_some(names)}"
-            for title, names in (("MISSING", self.missing), ("UNEXPECTED", self.unexpected))
-            if names
-        ]
-        return "\n".join(lines)
-
-
-def _some(names: list[str], shown: int = 4) -> str:
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return f"{len(names)}: {', '.join(names[:shown])}{more}"
-
-
-# -- reading and writing ----------------------------------------------------------------------------------------------
-
-
-_IMAGE_ENCODER_ALONE = "image encoder"
-
-
-@cache
-def _patterns(task: str, direction: str) -> list[tuple[re.Pattern[str], Rule, int]]:
-    """Names of the task's layout (`published` or `ours`), each with its rule and its place among the rule's own."""
-    patterns = []
-    for rule in _IMAGE_ENCODER if task == _IMAGE_ENCODER_ALONE else LAYOUTS[task].rules:
-        for index, name in enumerate((rule.published,) if direction == "published" else rule.ours):
-            pattern = re.escape(name).replace(r"\#", r"(?P<number>\d+)").replace(r"\*", "(?P<kind>weight|bias)")
-            patterns.append((re.compile(pattern), rule, index))
-    return patterns
-
-
-def _filled(template: str, blanks: Mapping[str, str]) -> str:
-    return template.replace("#", blanks.get("number", "")).replace("*", blanks.get("kind", ""))
-
-
-def _find(name: str, task: str, direction: str) -> tuple[Rule, int, dict[str, str]] | None:
-    """The rule of a name, which of the rule's own it is, and what stands in its blanks."""
-    for pattern, rule, index in _patterns(task, direction):
-        match = pattern.fullmatch(name)
-        if match:
-            return rule, index, match.groupdict()
-    return None
-
-
-def check_task(task: str) -> str:
-    if task not in LAYOUTS:
-        raise ValueError(f"task must be one of {', '.join(TASKS)}, not {task!r}")
-    return task
-
-
-def fusion_layers(names: Iterable[str], text: str = "text_encoder.") -> list[int]:
-    """Numbers of the layers with cross-attention, in order. text: prefix of a BERT body, ours or published."""
-    pattern = re.compile(re.escape(text) + r"(?:bert\.)?encoder\.layer\.(\d+)\.crossattention\.")
-    return sorted({int(found.group(1)) for found in map(pattern.match, names) if found})
-
-
-def text_layers(names: Iterable[str]) -> int:
-    pattern = re.compile(r"text_encoder\.(?:bert\.)?encoder\.layer\.(\d+)\.")
-    return 1 + max((int(found.group(1)) for found in map(pattern.match, names) if found), default=-1)
-
-
-def sniff_task(state: Mapping[str, torch.Tensor]) -> str:
-    """Which task's model a published state dict belongs to: one of `TASKS`.
-
-    Raises:
-        ValueError: it belongs to none.
-    """
-    modules = {name.partition(".")[0] for name in state}
-    if not {"visual_encoder", "text_encoder"} <= modules:
-        shown = ", ".join(sorted(modules)[:8]) or "nothing"
-        raise ValueError(f"not an ALBEF checkpoint: it has no 'visual_encoder' and 'text_encoder', but {shown}")
-    if "text_decoder" in modules:
-        return "question_answering"
-    if any(name.startswith("text_encoder.cls.") for name in state):
-        return "pretraining"
-    if "ta_head" in modules:
-        return "text_assignment"
-    if "cls_head" in modules:
-        fusing = fusion_layers(state)
-        doubled = bool(fusing) and text_layers(state) == 3 * fusing[0]  # 6 layers of text, twice 6 of fusion
-        rows = state["cls_head.2.bias"].shape[0] if "cls_head.2.bias" in state else 0
-        return "visual_reasoning" if doubled and rows == 2 else "visual_entailment"
-    if "itm_head" in modules:
-        return "retrieval"
-    raise ValueError(
-        f"an ALBEF checkpoint of no known task: beside the encoders it has {', '.join(sorted(modules)[:8])}; "
-        f"name the task, one of {', '.join(TASKS)}"
-    )
-
-
-def tied_names(names: Iterable[str], task: str) -> dict[str, str]:
-    """Published names that hold the tensor of another published name -> that name. names: those of a state dict."""
-    layout = LAYOUTS[task]
-    tied = {}
-    if layout.vocabulary_head is not None:
-        head, body = layout.vocabulary_head
-        tied[f"{head}decoder.weight"] = f"{body}embeddings.word_embeddings.weight"
-        tied[f"{head}decoder.bias"] = f"{head}bias"
-    if layout.pairs:
-        layers = fusion_layers(names)
-        for first, second in zip(layers[::2], layers[1::2], strict=False):
-            for part in ("key.weight", "key.bias", "value.weight", "value.bias"):
-                name = f"text_encoder.encoder.layer.{{}}.crossattention.self.{part}"
-                tied[name.format(second)] = name.format(first)
-    if layout.has_copies:
-        tied |= {copied(name): copied(source) for name, source in tied.items()}
-    return tied
-
-
-def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one.shape == other.shape and (one.is_meta or other.is_meta or torch.equal(one, other))
-
-
-def convert_state(
-    state: Mapping[str, torch.Tensor], task: str | None = None
-) -> tuple[dict[str, torch.Tensor], KeyReport]:
-    """Published names -> the names of a saved folder of ours. Parts of a state dict may be left out.
-
-    Args:
-        task: one of `TASKS`; sniffed where left out.
-
-    Returns: the converted state, and what became of each published name.
-
-    Raises:
-        ValueError: an unknown task, or two names that the publication ties and this checkpoint does not.
-    """
-    task = sniff_task(state) if task is None else check_task(task)
-    if task != "pretraining":  # fine-tuned weights are published without the prefix, but not all could be looked at
-        state = {re.sub(r"^(text_encoder(?:_m)?)\.bert\.", r"\1.", name): tensor for name, tensor in state.items()}
-    tied = tied_names(state, task)
-    positions = {f"{text}embeddings.position_ids" for text in LAYOUTS[task].with_copies(LAYOUTS[task].texts)}
-    report = KeyReport(task)
-    converted: dict[str, torch.Tensor] = {}
-    for name, tensor in state.items():
-        if name in positions:
-            report.dropped[name] = "positions count from 0: nothing to store"
-            continue
-        source = tied.get(name)
-        if source is not None and source in state:
-            if not _same(tensor, state[source]):
-                raise ValueError(f"{name!r} differs from {source!r}: the publication ties them, and so do we")
-            report.tied[name] = source
-            continue
-        found = _find(source or name, task, "published")
-        if found is None:
-            report.unexpected.append(name)
-            continue
-        rule, _, blanks = found
-        ours = tuple(_filled(template, blanks) for template in rule.ours)
-        converted |= zip(ours, rule.read(tensor), strict=True)
-        report.matched[name] = ours
-    return converted, report
-
-
-def convert_image_encoder(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """A timm ViT by itself -> the names of a saved transformers ViT, and the names that are none of a ViT's."""
-    converted: dict[str, torch.Tensor] = {}
-    unexpected = []
-    for name, tensor in state.items():
-        found = _find(name, _IMAGE_ENCODER_ALONE, "published")
-        if found is None:
-            unexpected.append(name)
-            continue
-        rule, _, blanks = found
-        converted |= zip((_filled(template, blanks) for template in rule.ours), rule.read(tensor), strict=True)
-    return converted, unexpected
-
-
-def restore_state(
-    state: Mapping[str, torch.Tensor], task: str, positions: int | None = None
-) -> dict[str, torch.Tensor]:
-    """The way back: names of a saved folder of ours -> published names, with what `convert_state` leaves out.
-
-    Args:
-        positions: length of the text encoder's position table; read from it where left out.
-
-    Raises:
-        ValueError: names that the published layout has no place for.
-    """
-    layout = LAYOUTS[check_task(task)]
-    parts: dict[str, tuple[Rule, dict[int, torch.Tensor]]] = {}
-    homeless = []
-    for name, tensor in state.items():
-        found = _find(name, task, "ours")
-        if found is not None:
-            rule, index, blanks = found
-            parts.setdefault(_filled(rule.published, blanks), (rule, {}))[1][index] = tensor
-        elif name not in _OURS_ALONE:
-            homeless.append(name)
-    incomplete = [name for name, (rule, found) in parts.items() if len(found) < len(rule.ours)]
-    if homeless or incomplete:
-        raise ValueError(
-            f"the published {task} layout has no place for {homeless[:5]}"
-            + (f", and lacks a part of {incomplete[:5]}" if incomplete else "")
-        )
-    published = {name: rule.write(*(found[i] for i in range(len(rule.ours)))) for name, (rule, found) in parts.items()}
-    for text in layout.with_copies(layout.texts):
-        table = published.get(f"{text}embeddings.position_embeddings.weight")
-        if table is not None:
-            count = table.shape[0] if positions is None else positions
-            published[f"{text}embeddings.position_ids"] = torch.arange(count, device=table.device)[None]
-    for name, source in tied_names(published, task).items():
-        if source in published:
-            published[name] = published[source]
-    return published
-
-
-__all__ = [
-    "LAYOUTS",
-    "TASKS",
-    "KeyReport",
-    "check_task",
-    "convert_image_encoder",
-    "convert_state",
-    "fusion_layers",
-    "restore_state",
-    "sniff_task",
-    "text_layers",
-    "tied_names",
-]
+__all__ = ["IMAGE_ENCODER", "LAYOUTS", "OURS_ALONE", "TASKS", "Layout", "Rule", "copied"]

@@ -25,7 +25,8 @@ from albef_hf.convert_original import (
     saved_state,
 )
 from albef_hf.original_files import read_state
-from albef_hf.original_layouts import TASKS, restore_state, sniff_task
+from albef_hf.original_layouts import TASKS
+from albef_hf.original_state import restore_state, sniff_task
 from albef_hf.verification import compare, fixed_inputs, outputs
 
 COUNTS = {

@@ -300,6 +300,13 @@ def test_weights_that_do_not_arrive_are_named(start, finished, tmp_path):
         ("retrieval", {"columns": "{caption: x}"}, "unknown key 'caption'; did you mean 'captions'"),
         ("retrieval", {"validation": "{spilt: x}"}, "validation: unknown key 'spilt'; did you mean 'split'"),
         ("retrieval", {"tests": "{test: other}"}, "test must say what differs from training"),
+        (
+            "retrieval",
+            {"rerank": "50"},
+            "k = 50 candidates of each query cannot be re-ranked: the gallery of images has",
+        ),
+        ("retrieval", {"chosen_by": "reranked_mean_recal"}, "did you mean 'reranked_mean_recall'"),
+        ("grounding", {"columns": "{box: bboxes}"}, "no column 'bboxes'; did you mean 'bbox'"),
         ("retrieval", {"dataset": "./missing.json"}, "no such file: ./missing.json"),
         ("retrieval", {"model_path": "runs/nowhere/model"}, "'runs/nowhere/model' is no model folder"),
         ("question_answering", {"answer_list": "nowhere.json"}, "nowhere.json is not an answer list"),

@@ -151,7 +151,7 @@ def plot_curves(log_path: Path | str, out_png: Path | str) -> Path:
     log = read_log(log_path)
     panels: list[tuple[str, Any]] = [(name, _draw_loss) for name in log.loss_names()]
     panels += [(name, _draw_value) for name in SINGLE_PANELS if len(log.series(name)[0])]
-    if any(key.endswith("_accuracy") for row in log.train for key in row):
+    if any(key.endswith("accuracy") for row in log.train for key in row):
         panels.append(("Accuracy in training batches", _draw_accuracies))
     for name in dict.fromkeys(row.get("name", "") for row in log.evaluations):
         own = [row for row in log.evaluations if row.get("name", "") == name]
@@ -268,7 +268,7 @@ def _draw_value(axes: Axes, log: RunLog, name: str) -> None:
 
 def _draw_accuracies(axes: Axes, log: RunLog, name: str) -> None:
     _title(axes, name)
-    keys = dict.fromkeys(key for row in log.train for key in row if key.endswith("_accuracy"))
+    keys = dict.fromkeys(key for row in log.train for key in row if key.endswith("accuracy"))
     for index, key in enumerate(keys):
         steps, values = log.series(key)
         if len(values):
@@ -322,5 +322,5 @@ def _draw_measured_accuracies(axes: Axes, log: RunLog, name: str) -> None:
     for index, key in enumerate(dict.fromkeys(key for row in rows for key in row["metrics"])):
         points = [(row["step"], row["metrics"][key]) for row in rows if key in row["metrics"]]
         axes.plot(*zip(*points, strict=True), color=COLOURS[index % len(COLOURS)], marker="o", markersize=4, label=key)
-    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None))
     axes.legend(fontsize=7.5, frameon=False, labelcolor=INK)

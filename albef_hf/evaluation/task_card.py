@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 
 from .model_card import CardText
-from .tasks import TASK_KINDS, TaskResult
+from .task_result import TaskResult
+from .tasks import TASK_KINDS
 
 _LOAD = ["model = {0}.from_pretrained(name).eval()", "processor = AlbefProcessor.from_pretrained(name)"]
 _CLASSES = [

@@ -18,7 +18,7 @@ from ..data.images import decode_image
 from ..data.tasks import answers_of
 from ..explain import explain, overlay
 from .report import GALLERY_SEED, table_section, thumbnail, write_report
-from .tasks import TaskResult
+from .task_result import TaskResult
 
 EXAMPLES = 12
 HEAT_MAPS = 8
@@ -139,7 +139,9 @@ def _examples(task: str, result: TaskResult, rows: datasets.Dataset) -> str:
     examples = [_EXAMPLES[task](result, row, rows[row]) for row in shown]
     caption = "Drawn at random with a fixed seed, not chosen by their outcome. ✓ marks what is right, ✗ what is wrong."
     if task == "grounding":
-        caption += " Left: the right box in green, the chosen one in orange. Right: where the model looks."
+        caption += (
+            " Left: the right box in green, the chosen one in orange, unless they are the same. Right: where it looks."
+        )
     return example_section(f"Examples: {result.name}", caption, examples)
 
 

@@ -3,20 +3,17 @@
 Everything runs in the dtype of the model's weights. Ranks share the rows; every rank gets the whole result.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
-from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 from tqdm import tqdm
 
-from ..data.arguments import DataArguments
 from ..data.retrieval import RetrievalData
 from ..data.task_batches import RETRIEVAL_TOKENS, evaluation_batches, tokenize_answers
 from ..data.tasks import answers_of, label_number
@@ -30,68 +27,14 @@ from ..modeling_albef_retrieval import AlbefForImageTextRetrieval
 from ..modeling_albef_text import AlbefPreTrainedModel
 from ..processing_albef import AlbefProcessor
 from .answers import answer_accuracy, answer_metrics
+from .boxes import intersection_over_union
 from .classification import classification_metrics, majority
 from .grounding import AlbefGrounder, Grounding, GroundingSample, evaluate_grounding
-from .protocols import RetrievalProtocol
-from .retrieval import RERANKED, RetrievalResult, evaluate_retrieval
+from .recall import CUTOFFS
+from .retrieval import RERANKED, check_candidates, evaluate_retrieval
+from .task_result import TaskResult, TaskSettings
 
 ANSWERS_KEPT = 5
-
-
-@dataclass
-class TaskSettings:
-    """How to measure.
-
-    Args:
-        data: `max_image_pixels` and `workers` are used.
-        accelerator: knows the ranks and the device; without one this process does everything where the model is.
-        batch_size: rows at a time.
-        k: candidates that retrieval re-ranks.
-        protocol: of retrieval, in place of k and the picture size.
-        answers: what question answering may answer.
-        ranked_answers: how many of them it scores in full.
-    """
-
-    data: DataArguments
-    accelerator: Accelerator | None = None
-    batch_size: int = 64
-    k: int = 0
-    protocol: RetrievalProtocol | None = None
-    answers: Sequence[str] = ()
-    ranked_answers: int = 128
-
-
-@dataclass
-class TaskResult:
-    """What an evaluation found.
-
-    Args:
-        name: of the evaluated data.
-        samples: how many rows.
-        metrics: fractions by name; empty where the rows hold no right answers.
-        baselines: what needs no model reaches in the metric that matters most, by name.
-        predictions: one a row, in the form in which the task's server takes them; see `predictions.py`.
-        details: tables: `confusion` (rows are true classes), `labels`, `accuracy_per_question_type` ...
-        correct: one a row, how right the prediction was, in 0 .. 1; empty where that is not known.
-        retrieval, retrieval_data: of retrieval, which has its own tables.
-        groundings: of grounding, one a row.
-    """
-
-    name: str
-    samples: int
-    metrics: dict[str, float]
-    baselines: dict[str, float] = field(default_factory=dict)
-    predictions: list[dict[str, Any]] = field(default_factory=list)
-    details: dict[str, Any] = field(default_factory=dict)
-    correct: list[float] = field(default_factory=list)
-    retrieval: RetrievalResult | None = None
-    retrieval_data: RetrievalData | None = None
-    groundings: list[Grounding] = field(default_factory=list)
-
-    def to_json(self) -> str:
-        """Name, samples, metrics, baselines and details; predictions have files of their own."""
-        kept = {name: getattr(self, name) for name in ("name", "samples", "metrics", "baselines", "details")}
-        return json.dumps(kept, indent=1) + "\n"
 
 
 def _device(model: nn.Module) -> torch.device:
@@ -383,8 +326,6 @@ def measure_grounding(
         "random_box_accuracy": "a box at random",
         "best_proposal_accuracy": "the best proposal, the most there is to reach",
     }
-    from .boxes import intersection_over_union
-
     overlaps = [
         float(intersection_over_union(each.box, np.asarray(sample.box)))
         for each, sample in zip(groundings, samples, strict=True)
@@ -402,6 +343,28 @@ def measure_grounding(
         correct=[float(overlap >= 0.5) for overlap in overlaps],
         groundings=groundings,
     )
+
+
+def check_rows(task: str, rows: datasets.Dataset, name: str, k: int = 0) -> None:
+    """Can these rows be measured? Asked before anything trains.
+
+    Raises:
+        ValueError: boxes are missing, or more candidates are to be re-ranked than there are.
+    """
+    if task == "grounding" and "box" not in rows.column_names:
+        raise ValueError(f"{name} has no boxes to compare with: say which column with columns: {{box: ...}}")
+    if task == "retrieval":
+        data = retrieval_data(rows, name)
+        check_candidates(k, len(data.image_groups), len(data.texts))
+
+
+def metric_names(task: str) -> list[str]:
+    """The metrics that can choose weights."""
+    if task != "retrieval":
+        return [TASK_KINDS[task].metric]
+    directions = [f"{direction}_r{cutoff}" for direction in ("image_to_text", "text_to_image") for cutoff in CUTOFFS]
+    names = [*directions, "mean_recall"]
+    return ["final_mean_recall", *names, *(RERANKED + name for name in names)]
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ class Chosen:
 
     def __init__(self, folder: Path, metric: str, goes_on: bool, files: Mapping[str, str] | None = None) -> None:
         self.folder, self.metric, self.files = folder / "model", metric, dict(files or {})
+        self.kept = -1  # the step that was kept last, since this object was made
         record = self.folder / RECORD
         self.best: dict[str, Any] | None = json.loads(record.read_text()) if goes_on and record.is_file() else None
 
@@ -40,6 +41,7 @@ class Chosen:
         if value is not None and self.best is not None and value <= self.best["value"]:
             return
         self.best = {"step": step, "metric": self.metric, "value": value}
+        self.kept = step
         if writes:
             self._save(model, processor)
 

@@ -23,8 +23,9 @@ from ..evaluation.predictions import write_predictions
 from ..evaluation.protocols import retrieval_protocol
 from ..evaluation.task_card import task_card
 from ..evaluation.task_report import write_task_report
-from ..evaluation.tasks import TASK_KINDS, TaskKind, TaskResult, TaskSettings
-from .arguments import ModelArguments, TrainingArguments
+from ..evaluation.task_result import TaskResult, TaskSettings
+from ..evaluation.tasks import TASK_KINDS, TaskKind, check_rows, metric_names
+from .arguments import ModelArguments, TrainingArguments, nearest_choice
 from .checkpoints import latest_checkpoint
 from .chosen import Chosen
 from .dry_run import draw_first_batch
@@ -78,7 +79,6 @@ class TaskRun:
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
             weights=weights,
-            answer_list=self.answers or None,
             fixed_length=model_arguments.gather_negatives,
         )
         self.validation = self._rows(task.validation, "validation") if task.validation else None
@@ -87,7 +87,10 @@ class TaskRun:
         folder = Path(arguments.output_dir)
         goes_on = arguments.resume and latest_checkpoint(folder / "checkpoints") is not None
         files = {ANSWERS: json.dumps(self.answers, ensure_ascii=False)} if self.answers else {}
-        self.chosen = Chosen(folder, task.chosen_by or self.kind.metric, goes_on, files)
+        metric = task.chosen_by or self.kind.metric
+        if metric not in metric_names(task.task):
+            raise ValueError(f"chosen_by {metric!r}: {nearest_choice(metric, metric_names(task.task))}")
+        self.chosen = Chosen(folder, metric, goes_on, files)
         self.measured = -1  # the step of the last validation
 
     def _answers(self, parts: dict[str, datasets.Dataset]) -> list[str]:
@@ -99,7 +102,13 @@ class TaskRun:
         return most_frequent_answers(rows)
 
     def _rows(self, changes: Any, name: str) -> datasets.Dataset:
-        return load_evaluation_rows(self.data_arguments, self.task, self.kind.rows, changes, name)
+        rows = load_evaluation_rows(self.data_arguments, self.task, self.kind.rows, changes, name)
+        check_rows(self.task.task, rows, name, self.arguments.rerank)
+        if name == "validation" and self.task.task == "question_answering" and "answers" not in rows.column_names:
+            raise ValueError(
+                "validation has no answers to compare with: say which column with columns: {answers: ...}"
+            )
+        return rows
 
     def _measure(self, model: nn.Module, rows: datasets.Dataset, name: str) -> TaskResult:
         model.eval()
@@ -141,7 +150,7 @@ class TaskRun:
             self.evaluated(method, step, metrics)
         assert self.chosen.best is not None
         results: dict[str, dict[str, TaskResult]] = {}
-        last_is_chosen = self.chosen.best["step"] == step
+        last_is_chosen = self.chosen.kept == step
         chosen = method
         if not last_is_chosen:
             chosen, _ = load_trained_model(self.kind.model, str(folder / "model"))
