@@ -216,11 +216,11 @@ class AlbefForVisualReasoning(_AlbefForClassification):
 
     classes = ("False", "True")
     images_per_text = 2
-    _starts = {r"text_model\.encoder\.layer\.": "copied from the layer before, which reads the first image"}
+    starts = {r"text_model\.encoder\.layer\.": "copied from the layer before, which reads the first image"}
 
     @classmethod
     def renamed_keys(cls, checkpoint_config: AlbefConfig | None) -> dict[str, str]:
-        """See `AlbefPreTrainedModel.renamed_keys`."""
+        """See `LoadsFromOtherTasks.renamed_keys`."""
         return _repeated_layer_names(checkpoint_config, cls.images_per_text)
 
     @classmethod
@@ -245,7 +245,7 @@ class AlbefForTextAssignment(AlbefPreTrainedModel):
     classes = ("first image", "second image", "neither")
     images_per_text = 2
     albef: AlbefModel
-    _starts = AlbefForVisualReasoning._starts
+    starts = AlbefForVisualReasoning.starts
 
     def __init__(self, config: AlbefConfig) -> None:
         super().__init__(_task_config(config, self.classes, self.images_per_text))
@@ -256,12 +256,11 @@ class AlbefForTextAssignment(AlbefPreTrainedModel):
 
     @classmethod
     def renamed_keys(cls, checkpoint_config: AlbefConfig | None) -> dict[str, str]:
-        """See `AlbefPreTrainedModel.renamed_keys`."""
+        """See `LoadsFromOtherTasks.renamed_keys`."""
         return _repeated_layer_names(checkpoint_config, cls.images_per_text)
 
     def freeze(self) -> None:
-        """See `AlbefPreTrainedModel.freeze`."""
-        super().freeze()
+        """Projections and temperature serve the draw and do not train."""
         self.albef.vision_projection.requires_grad_(False)
         self.albef.text_projection.requires_grad_(False)
         self.albef.temperature.requires_grad_(False)

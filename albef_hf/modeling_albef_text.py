@@ -3,13 +3,10 @@
 Parameter names are BERT's, so that BERT weights load by name.
 """
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -18,18 +15,13 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_albef import AlbefConfig, AlbefTextConfig
-from .model_folder import check_model_folder
+from .modeling_albef_loading import LoadsFromOtherTasks
 from .momentum import MomentumCopy
 from .vision_backbone import VisionBackbone
-
-logger = logging.get_logger(__name__)
-
-_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 # Keys and values of one fusion layer for some images, each (batch, heads, image tokens, head width).
 KeysValues = tuple[torch.Tensor, torch.Tensor]
@@ -209,7 +201,7 @@ class AlbefTextEncoder(nn.Module):
         )
 
 
-class AlbefPreTrainedModel(PreTrainedModel):
+class AlbefPreTrainedModel(LoadsFromOtherTasks, PreTrainedModel):
     config: AlbefConfig
     base_model_prefix = "albef"
     main_input_name = "pixel_values"
@@ -232,88 +224,11 @@ class AlbefPreTrainedModel(PreTrainedModel):
         if isinstance(module, AlbefPredictionHead):
             init.zeros_(module.bias)
 
-    # What the last loading did, in words.
-    loading_report = "built from its configuration: every weight is new"
-
-    @classmethod
-    def renamed_keys(cls, checkpoint_config: AlbefConfig | None) -> dict[str, str]:
-        """Patterns of names in a checkpoint of *another* class, and what they are called here; none by default.
-
-        checkpoint_config: of the checkpoint's folder, or the one given beside a state.
-        """
-        return {}
-
     def freeze(self) -> None:
-        """Parameters that must not train are frozen. Loading makes every parameter trainable."""
+        """See `LoadsFromOtherTasks.freeze`: momentum copies, and what an image encoder does not use."""
         for module in self.modules():
             if isinstance(module, (MomentumCopy, VisionBackbone)):
                 module.freeze()
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, from a checkpoint of any ALBEF class and from safetensors only: nothing is unpickled.
-
-        `loading_report` of the model then says what was new.
-
-        Raises:
-            ValueError: a file that is damaged, missing, outside its folder, or of another model; names it.
-        """
-        name = pretrained_model_name_or_path
-        folder = Path(str(name), kwargs.get("subfolder") or "")
-        if name is not None and folder.is_dir() and kwargs.get("config") is None:
-            check_model_folder(folder, cls.config_class.model_type)  # type: ignore[union-attr]
-        kwargs.setdefault("use_safetensors", True)
-        with_report = kwargs.pop("output_loading_info", False)
-        checkpoint_config: Any = kwargs.get("config")
-        if name is not None and issubclass(cls.config_class, AlbefConfig):  # type: ignore[arg-type]
-            places = {key: kwargs[key] for key in _HUB_ARGUMENTS if key in kwargs}
-            try:
-                checkpoint_config = cls.config_class.from_pretrained(name, **places)  # type: ignore[union-attr]
-            except OSError:
-                if checkpoint_config is None:  # weights alone are enough where a configuration is given
-                    raise
-        renamed = cls.renamed_keys(checkpoint_config)
-        if renamed:
-            kwargs["key_mapping"] = {**renamed, **(kwargs.get("key_mapping") or {})}
-        try:
-            loaded: Any = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
-        except SafetensorError as error:
-            raise ValueError(f"weights of {name} cannot be read: {error}") from error
-        except RuntimeError as error:
-            if "ignore_mismatched_sizes" not in str(error):
-                raise
-            raise ValueError(f"weights of {name} do not fit its config.json: {error}") from error
-        model, report = loaded
-        # Renaming is for checkpoints of another class: what is saved keeps our names.
-        model._weight_conversions = [
-            rule for rule in model._weight_conversions if not renamed.keys() & set(rule.source_patterns)
-        ]
-        model.tie_weights()  # also within the momentum copies, which transformers does not look into
-        model.freeze()
-        model.loading_report = model._describe(report)
-        logger.info("%s from %s: %s", cls.__name__, name, model.loading_report)
-        return (model, report) if with_report else model
-
-    # Parts a checkpoint may lack that do not start at random, and how they start.
-    _starts: dict[str, str] = {}
-
-    def _describe(self, report: Mapping[str, Iterable[Any]]) -> str:
-        """A loading report of transformers in words."""
-        parts: dict[str, list[str]] = {}
-        for name in report["missing_keys"]:
-            how = next((how for part, how in self._starts.items() if re.search(part, name)), "new, random")
-            parts.setdefault(how, []).append(_part(name))
-        for name, *_ in report["mismatched_keys"]:
-            parts.setdefault("new, random (of another shape in the checkpoint)", []).append(_part(name))
-        for name in report["unexpected_keys"]:
-            parts.setdefault("in the checkpoint but not used", []).append(_part(name))
-        texts = [f"{how}: {', '.join(sorted(set(names)))}" for how, names in sorted(parts.items())]
-        return "; ".join(texts) or "every weight was in the checkpoint"
-
-
-def _part(name: str) -> str:
-    """The part of a model a weight belongs to: `decoder.encoder`, `classifier.dense`, `itm_head`."""
-    return ".".join(re.sub(r"\.(weight|bias)$", "", name).split(".")[:2])
 
 
 class AlbefTextModel(AlbefPreTrainedModel):

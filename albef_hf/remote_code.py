@@ -26,6 +26,8 @@ FILES = (
     "modeling_albef.py",
     "modeling_albef_alignment.py",
     "modeling_albef_classification.py",
+    "modeling_albef_decoder.py",
+    "modeling_albef_loading.py",
     "modeling_albef_momentum.py",
     "modeling_albef_pretraining.py",
     "modeling_albef_question_answering.py",

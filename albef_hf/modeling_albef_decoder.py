@@ -1,0 +1,139 @@
+"""The decoder that writes ALBEF's answers (Li et al. 2021, https://arxiv.org/abs/2107.07651, section 5, "VQA")."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import GenerationMixin
+from transformers import initialization as init
+from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_albef import AlbefTextConfig
+from .modeling_albef import full_precision
+from .modeling_albef_text import (
+    AlbefMaskedLanguageModellingHead,
+    AlbefPreTrainedModel,
+    AlbefTextEmbeddings,
+    AlbefTextLayer,
+    AlbefTextModel,
+    KeysValues,
+)
+
+
+class AlbefAnswerLayers(nn.Module):
+    def __init__(self, config: AlbefTextConfig) -> None:
+        super().__init__()
+        count = config.num_hidden_layers - config.fusion_layer
+        self.layer = nn.ModuleList(
+            [AlbefTextLayer(config, fuses=True, memory_size=config.hidden_size) for _ in range(count)]
+        )
+        for layer in self.layer:
+            layer.attention.self.is_causal = True
+
+
+class AlbefAnswerDecoder(AlbefPreTrainedModel, GenerationMixin):
+    """A causal decoder with as many layers as the fusion encoder, which attends to the states of a question.
+
+    Questions come as keys and values (`project_question`), which are computed once for all answers and tokens.
+    """
+
+    config: AlbefTextConfig  # type: ignore[assignment]
+    base_model_prefix = "decoder"
+    main_input_name = "input_ids"
+    input_modalities = ("text",)  # type: ignore[assignment]
+    _supports_flash_attn = False  # masks are made here, for the other implementations
+    _supports_flex_attn = False
+
+    def __init__(self, config: AlbefTextConfig) -> None:
+        super().__init__(config)
+        self.embeddings = AlbefTextEmbeddings(config)
+        self.encoder = AlbefAnswerLayers(config)
+        self.cls = AlbefMaskedLanguageModellingHead(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.embeddings.word_embeddings = value  # type: ignore[assignment]
+
+    @torch.no_grad()
+    def start(self, text_model: AlbefTextModel) -> None:
+        """Weights that no checkpoint has filled start as those of the embeddings and fusion layers (section 5).
+
+        Where the image tokens are not as wide as the text, cross-attention's keys and values do not fit and stay
+        random. For use in `_init_weights`.
+        """
+        pairs = zip(self.encoder.layer, text_model.fusion_layers, strict=True)
+        for module, source in [(self.embeddings, text_model.embeddings), *pairs]:
+            for own, original in zip(module.parameters(), source.parameters(), strict=True):
+                if own.shape == original.shape:
+                    init.copy_(own, original)
+
+    def project_question(self, question_states: torch.Tensor) -> list[KeysValues]:
+        """Keys and values of questions (batch, tokens, hidden_size) for each layer."""
+        return [layer.crossattention.self.project(question_states) for layer in self.encoder.layer]
+
+    def _masks(
+        self, states: torch.Tensor, attention_mask: torch.Tensor | None, question_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Which answer tokens each one sees (1 or answers, 1, L, L); which question tokens (questions, 1, 1, T)."""
+        length = states.shape[1]
+        seen = torch.ones(length, length, dtype=torch.bool, device=states.device).tril()[None, None]
+        if attention_mask is not None:
+            seen = seen & attention_mask.to(torch.bool)[:, None, None, :]
+        question = None if question_mask is None else question_mask.to(torch.bool)[:, None, None, :]
+        if self.config._attn_implementation != "eager":
+            return seen, question
+
+        def added(visible: torch.Tensor) -> torch.Tensor:
+            lowest = torch.finfo(states.dtype).min
+            return torch.zeros_like(visible, dtype=states.dtype).masked_fill(~visible, lowest)
+
+        return added(seen), None if question is None else added(question)
+
+    def decode(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        question_keys_values: Sequence[KeysValues],
+        question_mask: torch.Tensor | None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Answers (A, L), padded on the right, -> states (A, L, hidden_size).
+
+        question_keys_values: of A questions, or of fewer: then each serves as many answers in a row.
+        """
+        states = self.embeddings(input_ids)
+        mask, question_mask = self._masks(states, attention_mask, question_mask)
+        for layer, keys_values in zip(self.encoder.layer, question_keys_values, strict=True):
+            states = layer(states, mask, keys_values, None, question_mask, **kwargs)
+        return states
+
+    def predict(self, states: torch.Tensor) -> torch.Tensor:
+        """(..., hidden_size) -> logits (..., vocabulary) of the next token, float32 at least."""
+        return full_precision(self.cls(states, self.embeddings.word_embeddings.weight))
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        question_keys_values: torch.Tensor | None = None,
+        question_mask: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithCrossAttentions:
+        """Logits (batch, 1, vocabulary) of the token after each prefix. For `generate`.
+
+        question_keys_values: (batch, layers, 2, heads, tokens, head width), one tensor, which `generate` can repeat.
+        """
+        if question_keys_values is None:
+            raise ValueError("the decoder needs a question: call generate of AlbefForQuestionAnswering")
+        memory = [(both[:, 0], both[:, 1]) for both in question_keys_values.unbind(1)]
+        states = self.decode(input_ids, attention_mask, memory, question_mask)
+        return CausalLMOutputWithCrossAttentions(logits=self.predict(states[:, -1:]))
+
+
+__all__ = ["AlbefAnswerDecoder"]
