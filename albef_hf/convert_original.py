@@ -12,7 +12,17 @@ from transformers.core_model_loading import revert_weight_conversion
 from .configuration_albef import AlbefConfig, AlbefTextConfig
 from .modeling_albef_text import AlbefPreTrainedModel
 from .original_files import read_state
-from .original_layouts import LAYOUTS, KeyReport, convert_state, fusion_layers, restore_state, sniff_task, text_layers
+from .original_layouts import (
+    LAYOUTS,
+    KeyReport,
+    check_task,
+    convert_state,
+    fusion_layers,
+    restore_state,
+    sniff_task,
+    text_layers,
+)
+from .original_torchmultimodal import from_torchmultimodal, is_torchmultimodal
 from .vision_backbone import resize_positions
 
 # Imported when asked for: task -> module beside this file, class.
@@ -26,10 +36,11 @@ MODELS = {
 }
 OPTIONS = ("vision_heads", "text_heads", "image_size")
 
-_FRESH = {
-    "momentum_copy.": "as the weights they follow",
-    "image_queue.": "random unit rows",
-    "text_queue.": "random unit rows",
+# What fine-tuned weights are published without, and how it starts.
+_STARTS = {
+    "momentum_copy.": "equal to the weights they follow: the file has no momentum copies",
+    "image_queue.": "from random rows: the file has no queues",
+    "text_queue.": "from random rows: the file has no queues",
 }
 
 
@@ -59,6 +70,7 @@ def infer_config(state: Mapping[str, torch.Tensor], *, task: str | None = None, 
     Raises:
         ValueError: an unknown option, or weights without which the sizes are unknown.
     """
+    task = sniff_task(state) if task is None else check_task(task)
     unknown = set(options) - set(OPTIONS)
     if unknown:
         raise ValueError(f"unknown option {sorted(unknown)[0]!r}; there are {', '.join(OPTIONS)}")
@@ -101,7 +113,7 @@ def infer_config(state: Mapping[str, torch.Tensor], *, task: str | None = None, 
             type_vocab_size=shape(f"{text}embeddings.token_type_embeddings.weight")[0],
             fusion_layer=fusing[0],
             encoder_hidden_size=vision_width,
-            images_per_text=2 if LAYOUTS[task or sniff_task(state)].pairs else 1,
+            images_per_text=2 if LAYOUTS[task].pairs else 1,
         ),
         **projections,
     )
@@ -122,22 +134,25 @@ def _resize_tables(converted: dict[str, torch.Tensor], config: AlbefConfig, repo
             report.changed[name] = f"from {tokens} to {side * side + 1} positions, for {vision.image_size} pixels"
 
 
+def _place(tensor: torch.Tensor) -> tuple[int, torch.Size]:
+    return tensor.data_ptr(), tensor.shape
+
+
 def _account(model: AlbefPreTrainedModel, converted: Mapping[str, torch.Tensor], report: KeyReport) -> None:
     """Name what the model has and the checkpoint has not."""
-    names = saved_state(model)
-    shared = {tensor.data_ptr() for name, tensor in names.items() if name in converted and tensor.numel()}
-    for name, tensor in names.items():
-        if name in converted or tensor.data_ptr() in shared:
+    own = saved_state(model)
+    # Of tensors that the model ties, the checkpoint's conversion holds one.
+    arrived = {_place(tensor) for name, tensor in own.items() if name in converted and tensor.numel()}
+    for name, tensor in own.items():
+        if name in converted or _place(tensor) in arrived:
             continue
-        kind = next((prefix for prefix in _FRESH if name.startswith(prefix)), None)
-        if kind is None:
-            report.missing.append(name)
-        elif name.endswith((".updates", ".ids")):
-            report.started[name] = "not kept by the publication"
-        elif any(other.startswith(kind) for other in converted):
-            report.missing.append(name)  # part of the copies or of a queue: the rest got lost
+        part = next((prefix for prefix in _STARTS if name.startswith(prefix)), None)
+        if name.endswith((".updates", ".ids")):
+            report.started[name] = "from nothing: the publication does not keep it"
+        elif part is None or any(other.startswith(part) for other in converted):
+            report.missing.append(name)  # without any of its part it would be by design; with some, the rest got lost
         else:
-            report.started[name] = _FRESH[kind]
+            report.started[name] = _STARTS[part]
 
 
 def saved_state(model: AlbefPreTrainedModel) -> dict[str, torch.Tensor]:
@@ -155,6 +170,8 @@ def convert_checkpoint(
 ) -> tuple[AlbefPreTrainedModel, KeyReport]:
     """As `load_original_checkpoint`, with the report of what became of each name."""
     state = read_state(source)
+    if is_torchmultimodal(state):
+        state = from_torchmultimodal(state)
     ignored = {name: "as asked" for name in state if ignore and name.startswith(tuple(ignore))}
     state = {name: tensor for name, tensor in state.items() if name not in ignored}
     task = task or sniff_task(state)
@@ -168,12 +185,17 @@ def convert_checkpoint(
     where = source if isinstance(source, (str, Path)) else "the state dict"
     if report.unexpected:
         raise ValueError(f"{where} has names outside the published {task} layout:\n{report}")
+    if isinstance(
+        source, Mapping
+    ):  # loading takes tensors over as they are, and training must not change the caller's
+        converted = {name: tensor.clone() for name, tensor in converted.items()}
     _resize_tables(converted, config, report)
     model, loading = kind.from_pretrained(
         None,
         config=config,
         state_dict=converted,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # so that it is we who report them
         dtype=state["visual_encoder.cls_token"].dtype,
     )
     wrong = [
@@ -234,7 +256,7 @@ def export_original_checkpoint(model: AlbefPreTrainedModel, momentum: bool = Tru
         )
     state = saved_state(model)
     if not momentum:
-        state = {name: tensor for name, tensor in state.items() if not name.startswith(tuple(_FRESH))}
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(tuple(_STARTS))}
     return restore_state(state, tasks[0])
 
 

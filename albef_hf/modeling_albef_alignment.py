@@ -168,9 +168,10 @@ class AlbefAlignmentModel(AlbefMomentumModel):
         loss_itc, image_to_text, text_to_image = self._contrast(image_embeds, text_embeds, teacher, keys, alpha)
 
         # Match. An image's keys and values are projected once, and serve its pair, its negatives and its masked text.
-        image_keys_values = self.albef.text_model.project_image_tokens(image.tokens)
+        image_tokens: Any = image.tokens
+        image_keys_values = self.albef.text_model.project_image_tokens(image_tokens)
         negatives = self._draw_negatives(image_to_text, text_to_image, keys, negative_draws)
-        itm_logits, itm_labels = self._match(image.tokens, image_keys_values, text_states, attention_mask, negatives)
+        itm_logits, itm_labels = self._match(image_tokens, image_keys_values, text_states, attention_mask, negatives)
 
         with without_autocast(image_embeds):
             temperature = self.albef.clamped_temperature()

@@ -261,13 +261,16 @@ class AlbefPreTrainedModel(PreTrainedModel):
         checkpoint_config: Any = kwargs.get("config")
         if pretrained_model_name_or_path is not None and issubclass(cls.config_class, AlbefConfig):  # type: ignore[arg-type]
             places = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
-            checkpoint_config = cls.config_class.from_pretrained(pretrained_model_name_or_path, **places)  # type: ignore[union-attr]
+            try:
+                checkpoint_config = cls.config_class.from_pretrained(pretrained_model_name_or_path, **places)  # type: ignore[union-attr]
+            except OSError:
+                if checkpoint_config is None:  # weights alone are enough where a configuration is given
+                    raise
         renamed = cls.renamed_keys(checkpoint_config)
         if renamed:
             kwargs["key_mapping"] = {**renamed, **(kwargs.get("key_mapping") or {})}
-        model, report = super().from_pretrained(
-            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
-        )
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        model, report = loaded
         # Renaming is for checkpoints of another class: what is saved keeps our names.
         model._weight_conversions = [
             rule for rule in model._weight_conversions if not renamed.keys() & set(rule.source_patterns)
@@ -297,7 +300,7 @@ class AlbefPreTrainedModel(PreTrainedModel):
 
 def _part(name: str) -> str:
     """The part of a model a weight belongs to: `decoder.encoder`, `classifier.dense`, `itm_head`."""
-    return ".".join(name.split(".")[:-1][:2]) or name
+    return ".".join(re.sub(r"\.(weight|bias)$", "", name).split(".")[:2])
 
 
 class AlbefTextModel(AlbefPreTrainedModel):

@@ -246,11 +246,14 @@ def _some(names: list[str], shown: int = 4) -> str:
 # -- reading and writing ----------------------------------------------------------------------------------------------
 
 
+_IMAGE_ENCODER_ALONE = "image encoder"
+
+
 @cache
 def _patterns(task: str, direction: str) -> list[tuple[re.Pattern[str], Rule, int]]:
     """Names of the task's layout (`published` or `ours`), each with its rule and its place among the rule's own."""
     patterns = []
-    for rule in LAYOUTS[task].rules:
+    for rule in _IMAGE_ENCODER if task == _IMAGE_ENCODER_ALONE else LAYOUTS[task].rules:
         for index, name in enumerate((rule.published,) if direction == "published" else rule.ours):
             pattern = re.escape(name).replace(r"\#", r"(?P<number>\d+)").replace(r"\*", "(?P<kind>weight|bias)")
             patterns.append((re.compile(pattern), rule, index))
@@ -362,7 +365,7 @@ def convert_state(
             report.dropped[name] = "positions count from 0: nothing to store"
             continue
         source = tied.get(name)
-        if source in state:
+        if source is not None and source in state:
             if not _same(tensor, state[source]):
                 raise ValueError(f"{name!r} differs from {source!r}: the publication ties them, and so do we")
             report.tied[name] = source
@@ -376,6 +379,20 @@ def convert_state(
         converted |= zip(ours, rule.read(tensor), strict=True)
         report.matched[name] = ours
     return converted, report
+
+
+def convert_image_encoder(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """A timm ViT by itself -> the names of a saved transformers ViT, and the names that are none of a ViT's."""
+    converted: dict[str, torch.Tensor] = {}
+    unexpected = []
+    for name, tensor in state.items():
+        found = _find(name, _IMAGE_ENCODER_ALONE, "published")
+        if found is None:
+            unexpected.append(name)
+            continue
+        rule, _, blanks = found
+        converted |= zip((_filled(template, blanks) for template in rule.ours), rule.read(tensor), strict=True)
+    return converted, unexpected
 
 
 def restore_state(
@@ -421,6 +438,8 @@ __all__ = [
     "LAYOUTS",
     "TASKS",
     "KeyReport",
+    "check_task",
+    "convert_image_encoder",
     "convert_state",
     "fusion_layers",
     "restore_state",

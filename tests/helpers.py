@@ -1,6 +1,8 @@
 """Small models and batches that the tests share."""
 
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -128,6 +130,25 @@ def load_reference(name: str) -> tuple[dict, dict, dict, dict]:
         return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
     return part("state/"), part("input/"), part("output/"), sizes
+
+
+def published_shapes(task: str, file: str = "published_keys.json") -> dict[str, list[int]]:
+    """Names and shapes of a published layout. The fixture writes numbered layers as {first-last}."""
+    shapes = {}
+    for name, shape in json.loads((FIXTURES / file).read_text())[task].items():
+        layers = re.search(r"\{(\d+)-(\d+)\}", name)
+        for number in range(int(layers[1]), int(layers[2]) + 1) if layers else (0,):
+            shapes[name.replace(layers[0], str(number)) if layers else name] = shape
+    return shapes
+
+
+def published_state(task: str) -> dict[str, torch.Tensor]:
+    """A published layout at full size, without memory."""
+    whole = ("position_ids", "queue_ptr", "idx_queue")
+    return {
+        name: torch.empty(shape, dtype=torch.int64 if name.endswith(whole) else torch.float32, device="meta")
+        for name, shape in published_shapes(task).items()
+    }
 
 
 def assert_exact(actual: torch.Tensor, expected: torch.Tensor, name: str) -> None:

@@ -1,11 +1,10 @@
 """What every model class promises, and the parity list of the publication."""
 
-import json
 import math
 
 import pytest
 import torch
-from helpers import FIXTURES, tiny_batch, tiny_config, tiny_model, to_double
+from helpers import published_state, tiny_batch, tiny_config, tiny_model, to_double
 from torch import nn
 
 from albef_hf import AlbefConfig, AlbefForPreTraining, AlbefModel, AlbefTextConfig, AlbefTextModel
@@ -218,9 +217,8 @@ def test_base_configuration_has_the_published_sizes(base):
 
 
 def test_published_names_and_shapes_are_ours(base):
-    published = json.loads((FIXTURES / "published_pretraining_keys.json").read_text())
-    assert len(published) == 844
-    state = {name: torch.empty(shape, device="meta") for name, shape in published.items()}
+    state = published_state("pretraining")
+    assert len(state) == 844
     converted, report = convert_state(state)
     from transformers.core_model_loading import revert_weight_conversion
 

@@ -1,0 +1,110 @@
+"""Published ALBEF weights to a folder of ours, and back:
+
+python scripts/convert_checkpoint.py ALBEF.pth runs/albef_14m --verify
+python scripts/convert_checkpoint.py mscoco.pth runs/albef_coco
+python scripts/convert_checkpoint.py runs/albef_coco/ albef_coco.pth --export
+
+The task is read from the names, sizes from the shapes. docs/checkpoints.md says which files there are.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, help=".pth, .pt or .safetensors file; with --export a model folder")
+    parser.add_argument("target", type=Path, help="folder to write; with --export a .pth or .safetensors file")
+    parser.add_argument("--export", action="store_true", help="our folder -> published names")
+    parser.add_argument("--task", help="where the names do not tell, for example visual_entailment")
+    parser.add_argument("--vision_heads", type=int, help="attention heads of the image encoder (width / 64)")
+    parser.add_argument("--text_heads", type=int, help="attention heads of the text encoder (width / 64)")
+    parser.add_argument("--image_size", type=int, help="pixels the model will see; resizes its position table")
+    parser.add_argument("--ignore", nargs="*", default=[], metavar="PREFIX", help="published names to leave out")
+    parser.add_argument("--without_momentum", action="store_true", help="leave momentum copies and queues out")
+    parser.add_argument("--tokenizer", help="`wordpiece`, a folder or a Hub id; `wordpiece` for BERT's vocabulary")
+    parser.add_argument("--add_sep_token", action="store_true", help="texts end with [SEP], as in LAVIS")
+    parser.add_argument(
+        "--verify",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="compare outputs with a file, or show those of a fixed input",
+    )
+    return parser.parse_args(argv)
+
+
+def convert(arguments: argparse.Namespace) -> None:
+    from albef_hf import AlbefProcessor
+    from albef_hf.convert_original import OPTIONS, convert_checkpoint
+    from albef_hf.training.initialization import load_tokenizer
+    from albef_hf.verification import compare, describe, fixed_inputs, outputs
+
+    options = {name: getattr(arguments, name) for name in OPTIONS if getattr(arguments, name) is not None}
+    model, report = convert_checkpoint(arguments.source, task=arguments.task, ignore=arguments.ignore, **options)
+    print(report)
+    if arguments.verify:
+        for name, difference in compare(model, arguments.verify).items():
+            print(f"verified: {name} differs by {difference:.1e} of its greatest value")
+    has_copies = any(name.startswith("momentum_copy.") for names in report.matched.values() for name in names)
+    keep: dict[str, Any] = {"save_momentum": True} if has_copies and not arguments.without_momentum else {}
+    model.save_pretrained(arguments.target, **keep)
+    text: Any = model.config.text_config
+    tokenizer = arguments.tokenizer
+    if tokenizer is None and text.vocab_size == 30522:
+        tokenizer = "wordpiece"
+    if tokenizer is None:
+        print("no processor saved: name the vocabulary with --tokenizer")
+    else:
+        size = model.config.vision_config.image_size
+        parts = load_tokenizer(tokenizer), size
+        processor = AlbefProcessor.from_parts(*parts, add_sep_token=arguments.add_sep_token)
+        processor.check_text_model(text)
+        processor.save_pretrained(arguments.target)
+    if arguments.verify == "":
+        inputs = fixed_inputs(model)
+        values = outputs(model, inputs)
+        again = outputs(type(model).from_pretrained(arguments.target), inputs)
+        changed = [name for name in values if not values[name].equal(again[name])]
+        if changed:
+            raise ValueError(
+                f"{arguments.target} does not compute what the converted model does: {', '.join(changed)}"
+            )
+        print(f"outputs on a fixed input, of the saved folder too:\n{describe(values)}")
+    print(f"{type(model).__name__}: {arguments.target}")
+
+
+def export(arguments: argparse.Namespace) -> None:
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoConfig
+
+    from albef_hf.convert_original import MODELS, export_original_checkpoint, model_class
+
+    config = AutoConfig.from_pretrained(arguments.source)
+    kinds = {name: task for task, (_, name) in MODELS.items()}
+    name = next(iter(config.architectures or ()), None)
+    if name not in kinds:
+        raise ValueError(f"{arguments.source} holds {name}, which has no published layout; {', '.join(kinds)} have")
+    model = model_class(kinds[name]).from_pretrained(arguments.source)
+    state = export_original_checkpoint(model, momentum=not arguments.without_momentum)
+    arguments.target.parent.mkdir(parents=True, exist_ok=True)
+    if arguments.target.suffix == ".safetensors":  # which has no two names for one tensor
+        save_file({key: tensor.clone().contiguous() for key, tensor in state.items()}, arguments.target)
+    else:
+        torch.save({"model": state}, arguments.target)
+    print(f"{kinds[name]}: {len(state)} names written to {arguments.target}")
+
+
+def main() -> None:
+    arguments = parse(sys.argv[1:])
+    try:
+        (export if arguments.export else convert)(arguments)
+    except ValueError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

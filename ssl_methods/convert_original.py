@@ -1,0 +1,318 @@
+"""Published image-only weights -> folders that `AutoModel` loads: MoCo v1 to v3, Barlow Twins, BYOL, and DeiT's ViT.
+
+The encoder alone is kept, the one that the publications evaluate: the query (MoCo v1, v2), base (MoCo v3) or online
+(BYOL) encoder. Projectors, predictors, momentum encoders and queues are reported and left out.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import (
+    AutoModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+    TimmWrapperConfig,
+    ViTConfig,
+    ViTImageProcessor,
+    ViTModel,
+)
+from transformers.core_model_loading import revert_weight_conversion
+
+from albef_hf.original_files import find_state, read_file
+from albef_hf.original_layouts import KeyReport, convert_image_encoder
+from albef_hf.vision_backbone import resize_positions
+
+from .haiku_pickle import read_haiku_pickle
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_RESNETS: dict[tuple[str, tuple[int, ...]], str] = {
+    ("basic", (2, 2, 2, 2)): "resnet18",
+    ("basic", (3, 4, 6, 3)): "resnet34",
+    ("bottleneck", (3, 4, 6, 3)): "resnet50",
+    ("bottleneck", (3, 4, 23, 3)): "resnet101",
+    ("bottleneck", (3, 8, 36, 3)): "resnet152",
+    ("bottleneck", (3, 24, 36, 3)): "resnet200",
+}
+_VITS = {384: "small", 768: "base", 1024: "large"}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a publication names what it saves.
+
+    Args:
+        encoder: prefix of the encoder that is kept.
+        dropped: prefix -> why it is left out. Those inside the encoder come with the encoder's prefix.
+    """
+
+    encoder: str
+    dropped: Mapping[str, str]
+
+
+_PROJECTOR = "the projector serves the training only"
+LAYOUTS = {
+    "moco": Layout(
+        "encoder_q.",
+        {"encoder_q.fc.": _PROJECTOR, "encoder_k.": "the momentum encoder", "queue": "the queue of keys"},
+    ),
+    "moco_v3": Layout(
+        "base_encoder.",
+        {
+            "base_encoder.fc.": _PROJECTOR,
+            "base_encoder.head.": _PROJECTOR,
+            "momentum_encoder.": "the momentum encoder",
+            "predictor.": "the predictor serves the training only",
+        },
+    ),
+    "barlow_twins": Layout(
+        "backbone.", {"projector.": _PROJECTOR, "bn.": "the normalisation of the projections serves the training only"}
+    ),
+    "plain": Layout("", {"fc.": "the classifier", "head.": "the classifier"}),
+}
+
+
+def sniff_method(state: Mapping[str, torch.Tensor]) -> str:
+    """Which publication's layout this is: one of `LAYOUTS`.
+
+    Raises:
+        ValueError: none of them.
+    """
+    for method, layout in LAYOUTS.items():
+        if layout.encoder and any(name.startswith(layout.encoder) for name in state):
+            return method
+    if "conv1.weight" in state or "patch_embed.proj.weight" in state:
+        return "plain"
+    shown = ", ".join(list(state)[:5])
+    raise ValueError(f"neither MoCo, Barlow Twins nor a plain ResNet or ViT: it has {shown}")
+
+
+# -- BYOL: Haiku's names ----------------------------------------------------------------------------------------------
+
+_HAIKU_CONVOLUTIONS = (
+    (r"initial_conv", "conv1"),
+    (r"block_group_(\d+)/~/block_(\d+)/~/conv_(\d+)", r"layer{0}.\2.conv{1}"),
+    (r"block_group_(\d+)/~/block_(\d+)/~/shortcut_conv", r"layer{0}.\2.downsample.0"),
+)
+_HAIKU_NORMS = (
+    (r"initial_batchnorm", "bn1"),
+    (r"block_group_(\d+)/~/block_(\d+)/~/batchnorm_(\d+)", r"layer{0}.\2.bn{1}"),
+    (r"block_group_(\d+)/~/block_(\d+)/~/shortcut_batchnorm", r"layer{0}.\2.downsample.1"),
+)
+
+
+def _torch_name(haiku: str, rules: tuple[tuple[str, str], ...]) -> str | None:
+    """torchvision counts groups and the layers of a block from 1, Haiku from 0."""
+    for pattern, template in rules:
+        match = re.fullmatch(pattern, haiku)
+        if match:
+            numbers = [int(number) for number in match.groups()]
+            return match.expand(template).format(*(n + 1 for i, n in enumerate(numbers) if i != 1))
+    return None
+
+
+def convert_byol(content: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], KeyReport]:
+    """The online encoder of DeepMind's BYOL checkpoint under torchvision's names.
+
+    Args:
+        content: of `read_haiku_pickle`, `experiment_state` with `online_params` and `online_state`.
+
+    Raises:
+        ValueError: other content.
+    """
+    state = content.get("experiment_state", content)
+    if not {"online_params", "online_state"} <= set(state):
+        raise ValueError(f"not a BYOL checkpoint: it has {', '.join(map(str, state))}, but no online_params")
+    report = KeyReport("byol")
+    converted: dict[str, torch.Tensor] = {}
+
+    def keep(source: str, name: str, array: np.ndarray) -> None:
+        converted[name] = torch.from_numpy(np.ascontiguousarray(array))
+        report.matched[source] = (name,)
+
+    for module, arrays in state["online_params"].items():
+        encoder, _, rest = module.partition("/~/")
+        convolution, norm = _torch_name(rest, _HAIKU_CONVOLUTIONS), _torch_name(rest, _HAIKU_NORMS)
+        for key, array in arrays.items():
+            source = f"online_params/{module}/{key}"
+            if re.match(r"projector|predictor|classifier", module):
+                report.dropped[source] = f"the {re.match(r'[a-z]+', module)[0]} serves the training only"  # type: ignore[index]
+            elif convolution and key == "w":  # (rows, columns, in, out) -> (out, in, rows, columns)
+                keep(source, f"{convolution}.weight", np.transpose(array, (3, 2, 0, 1)))
+            elif norm and key in ("scale", "offset"):
+                keep(source, f"{norm}.{'weight' if key == 'scale' else 'bias'}", array.reshape(-1))
+            else:
+                report.unexpected.append(source)
+    for module, arrays in state["online_state"].items():
+        rest, _, statistic = module.partition("/~/")[2].rpartition("/~/")
+        norm = _torch_name(rest, _HAIKU_NORMS)
+        for key, array in arrays.items():
+            source = f"online_state/{module}/{key}"
+            if re.match(r"projector|predictor", module):
+                report.dropped[source] = "running statistics of projector and predictor"
+            elif norm and statistic in ("mean_ema", "var_ema") and key == "average":
+                keep(source, f"{norm}.running_{statistic.removesuffix('_ema')}", array.reshape(-1))
+            elif norm and key in ("hidden", "counter"):
+                report.dropped[source] = "the average without Haiku's correction of its start"
+            else:
+                report.unexpected.append(source)
+    for part in ("target_params", "target_state", "opt_state"):
+        if part in state:
+            report.dropped[part] = "the target network" if part.startswith("target") else "the optimizer's state"
+    for name in [name for name in converted if name.endswith(".running_mean")]:
+        converted[name.replace("running_mean", "num_batches_tracked")] = torch.zeros((), dtype=torch.int64)
+    return converted, report
+
+
+# -- what to build ----------------------------------------------------------------------------------------------------
+
+
+def _resnet(state: Mapping[str, torch.Tensor]) -> PreTrainedConfig:
+    blocks = tuple(
+        1 + max((int(n.split(".")[1]) for n in state if n.startswith(f"layer{group}.")), default=-1)
+        for group in (1, 2, 3, 4)
+    )
+    kind = "bottleneck" if "layer1.0.conv3.weight" in state else "basic"
+    width = state["conv1.weight"].shape[0]
+    if (kind, blocks) not in _RESNETS or width != 64:
+        raise ValueError(
+            f"no ResNet that timm knows: {kind} blocks {blocks}, {width} channels after the first convolution; it "
+            f"knows {', '.join(_RESNETS.values())} of 64"
+        )
+    return TimmWrapperConfig(architecture=_RESNETS[kind, blocks], do_pooling=False)
+
+
+def _grid(state: Mapping[str, torch.Tensor]) -> tuple[int, int, int, int]:
+    """Width, patch size, image size and layers of a timm ViT."""
+    width, _, patch, _ = state["patch_embed.proj.weight"].shape
+    side = math.isqrt(state["pos_embed"].shape[1] - 1)
+    layers = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
+    return width, patch, side * patch, layers
+
+
+def _moco_v3_vit(state: Mapping[str, torch.Tensor]) -> PreTrainedConfig:
+    """timm's ViT with MoCo v3's heads: 12 in ViT-S too, where DeiT has 6 (section 5 of its paper)."""
+    width, patch, size, layers = _grid(state)
+    if width not in _VITS:
+        raise ValueError(f"no ViT of MoCo v3 is {width} wide; they are {', '.join(map(str, _VITS))}")
+    arguments = {"num_heads": max(12, width // 64), "img_size": size, "depth": layers, "global_pool": "token"}
+    name = f"vit_{_VITS[width]}_patch{patch}_224"
+    return TimmWrapperConfig(architecture=name, model_args=arguments, do_pooling=False)
+
+
+def _plain_vit(state: Mapping[str, torch.Tensor], heads: int | None, image_size: int | None) -> ViTConfig:
+    width, patch, size, layers = _grid(state)
+    return ViTConfig(
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads or width // 64,
+        intermediate_size=state["blocks.0.mlp.fc1.weight"].shape[0],
+        image_size=image_size or size,
+        patch_size=patch,
+        layer_norm_eps=1e-6,
+    )
+
+
+def _fill(model: PreTrainedModel, state: Mapping[str, torch.Tensor], report: KeyReport, where: str) -> None:
+    own = model.state_dict()
+    report.missing += sorted(own.keys() - state.keys())
+    report.unexpected += sorted(state.keys() - own.keys())
+    if not report.explained:
+        raise ValueError(f"{where} does not fit {model.config.model_type}:\n{report}")
+    wrong = [name for name in own if own[name].shape != state[name].shape]
+    if wrong:
+        shapes = [f"{n}: {tuple(state[n].shape)} in the file, {tuple(own[n].shape)} in the model" for n in wrong[:5]]
+        raise ValueError(f"{where} does not fit {model.config.model_type}: {'; '.join(shapes)}")
+    model.load_state_dict(dict(state))
+
+
+def load_image_checkpoint(
+    path: str | Path, heads: int | None = None, image_size: int | None = None
+) -> tuple[PreTrainedModel, KeyReport]:
+    """Published image-only weights as a transformers model: timm's wrapper for ResNets and MoCo v3's ViTs,
+    `ViTModel` for DeiT's and timm's own.
+
+    Args:
+        path: `.pth`, `.pth.tar`, `.pt` or `.safetensors`, or DeepMind's `.pkl`. Nothing in it is executed.
+        heads: of a DeiT or timm ViT; width / 64 where left out.
+        image_size: of a DeiT or timm ViT, whose position table is then resized.
+
+    Raises:
+        ValueError: a file that cannot be read safely, or names and shapes that belong to no known model.
+    """
+    where = str(path)
+    if Path(path).suffix in (".pkl", ".pickle"):
+        encoder, report = convert_byol(read_haiku_pickle(path))
+        if report.unexpected:
+            raise ValueError(f"{where} has names outside BYOL's layout:\n{report}")
+        return _wrapped(_resnet(encoder), encoder, report, where), report
+    state = find_state(read_file(path), where)
+    method = sniff_method(state)
+    layout = LAYOUTS[method]
+    report = KeyReport(method)
+    encoder = {}
+    for name, tensor in state.items():
+        why = next((why for prefix, why in layout.dropped.items() if name.startswith(prefix)), None)
+        if why is not None:
+            report.dropped[name] = why
+        elif name.startswith(layout.encoder):
+            encoder[name.removeprefix(layout.encoder)] = tensor
+            report.matched[name] = (name.removeprefix(layout.encoder),)
+        else:
+            report.unexpected.append(name)
+    if report.unexpected:
+        raise ValueError(f"{where} has names outside the {method} layout:\n{report}")
+    if "conv1.weight" in encoder:
+        return _wrapped(_resnet(encoder), encoder, report, where), report
+    if "patch_embed.proj.weight" not in encoder:
+        raise ValueError(f"{where} is neither a ResNet nor a plain ViT: it has {', '.join(list(encoder)[:5])}")
+    if method == "moco_v3":
+        return _wrapped(_moco_v3_vit(encoder), encoder, report, where), report
+    return _vision_transformer(_plain_vit(encoder, heads, image_size), encoder, report, where), report
+
+
+def _wrapped(
+    config: PreTrainedConfig, encoder: Mapping[str, torch.Tensor], report: KeyReport, where: str
+) -> PreTrainedModel:
+    model = AutoModel.from_config(config)
+    _fill(model, {f"timm_model.{name}": tensor for name, tensor in encoder.items()}, report, where)
+    return model
+
+
+def _vision_transformer(
+    config: ViTConfig, encoder: Mapping[str, torch.Tensor], report: KeyReport, where: str
+) -> PreTrainedModel:
+    converted, unexpected = convert_image_encoder(encoder)
+    report.unexpected += unexpected
+    table, tokens = converted["embeddings.position_embeddings"], (config.image_size // config.patch_size) ** 2 + 1
+    if table.shape[1] != tokens:
+        converted["embeddings.position_embeddings"] = resize_positions(table, tokens)
+        report.changed["embeddings.position_embeddings"] = f"from {table.shape[1]} to {tokens} positions"
+    model = ViTModel(config, add_pooling_layer=False)
+    own = revert_weight_conversion(model, model.state_dict())
+    report.missing += sorted(own.keys() - converted.keys())
+    if not report.explained:
+        raise ValueError(f"{where} does not fit a ViT:\n{report}")
+    return ViTModel.from_pretrained(
+        None, config=config, state_dict=converted, add_pooling_layer=False, dtype=table.dtype
+    )
+
+
+def save_image_folder(model: PreTrainedModel, folder: str | Path) -> None:
+    """The model and its processor (ImageNet's statistics) as a folder for `AutoModel` and `vision_model`."""
+    model.save_pretrained(folder)
+    size = getattr(model.config, "image_size", None) or (getattr(model.config, "model_args", None) or {}).get(
+        "img_size", 224
+    )
+    processor = ViTImageProcessor(
+        size={"height": size, "width": size}, image_mean=list(IMAGENET_MEAN), image_std=list(IMAGENET_STD)
+    )
+    processor.save_pretrained(folder)
+
+
+__all__ = ["LAYOUTS", "convert_byol", "load_image_checkpoint", "save_image_folder", "sniff_method"]
