@@ -184,7 +184,7 @@ def test_blocks_and_memory_change_nothing(k, monkeypatch):
 @pytest.mark.parametrize("dtype", [None, torch.float16])
 def test_token_states_on_disk_are_not_encoded_again(dtype, tmp_path):
     data, kept, on_disk = make_data(), ToyModel(), ToyModel()
-    whole = evaluate_retrieval(kept, ToyProcessor(), data, k=4, batch_size=4, token_dtype=dtype)
+    whole = evaluate_retrieval(kept, ToyProcessor(), data, k=4, batch_size=64, token_dtype=dtype)
     folder = tmp_path / "states"
     stored = evaluate_retrieval(
         on_disk, ToyProcessor(), data, k=4, batch_size=4, token_dtype=dtype, token_memory=1, token_folder=folder

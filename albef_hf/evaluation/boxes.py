@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-Box = Sequence[float]
+Box = Sequence[float] | np.ndarray
 
 
 def check_box(box: Box, width: float, height: float, where: str) -> None:

@@ -220,7 +220,7 @@ def evaluate_retrieval(
         metrics |= _prefixed(prefix, _metrics(*sides))
         medians |= _prefixed(prefix, _medians(*sides))
         if bootstrap:
-            ranks = (side.ranks for side in sides)
+            ranks = sides[0].ranks, sides[1].ranks
             found = bootstrap_intervals(*ranks, image_groups, text_groups, samples=bootstrap, seed=seed)
             intervals |= _prefixed(prefix, found)
     shown = max(CUTOFFS)
