@@ -292,7 +292,7 @@ def test_weights_that_do_not_arrive_are_named(start, finished, tmp_path):
 @pytest.mark.parametrize(
     ("task", "flags", "message"),
     [
-        ("retrieval", {"tsets": "{}"}, "unknown flag --tsets; did you mean 'tests'"),
+        ("retrieval", {"validaton": "{}"}, "unknown flag --validaton; did you mean 'validation'"),
         ("retrieval", {"task": "question_answering"}, "unknown task 'question_answering'; there are: retrieval, gro"),
         ("visual_entailment", {"task": "visual_entialment"}, "did you mean 'visual_entailment'"),
         ("retrieval", {"caption_column": "text"}, "caption_column is of pre-training; for a task use columns: "),

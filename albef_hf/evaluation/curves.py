@@ -323,4 +323,5 @@ def _draw_measured_accuracies(axes: Axes, log: RunLog, name: str) -> None:
         points = [(row["step"], row["metrics"][key]) for row in rows if key in row["metrics"]]
         axes.plot(*zip(*points, strict=True), color=COLOURS[index % len(COLOURS)], marker="o", markersize=4, label=key)
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None))
-    axes.legend(fontsize=7.5, frameon=False, labelcolor=INK)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=7.5, frameon=False, labelcolor=INK)

@@ -21,6 +21,7 @@ from .retrieval import RERANKED, RetrievalResult
 # Configuration keys that make a recipe, with the words of the card; a run without a key has no row.
 RECIPE = {
     "method": "method",
+    "task": "task",
     "vision_model": "image encoder from",
     "text_model": "text encoder from",
     "image_size": "image size (pixels)",

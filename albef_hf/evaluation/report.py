@@ -83,7 +83,8 @@ def _method(log: RunLog) -> str:
 
 def _header(folder: Path, log: RunLog, result: RetrievalResult | None) -> str:
     config = _config(folder)
-    trained_on = config.get("dataset")
+    mixed = [str(entry.get("dataset", config.get("dataset"))) for entry in config.get("mixture") or []]
+    trained_on = ", ".join(mixed) or config.get("dataset")
     last = log.train[-1] if log.train else {}
     sentence = f"Trained on {_code(str(trained_on))}" if trained_on else "Trained"
     if "step" in last:

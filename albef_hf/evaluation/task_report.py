@@ -193,7 +193,7 @@ def _retrieval_maps(model: Any, processor: Any, result: TaskResult) -> str:
     """Where the model looks when a text is matched with its own picture."""
     data = result.retrieval_data
     assert data is not None
-    pairs = []
+    pairs: list[tuple[int, str]] = []
     for text in _drawn(len(data.texts), 4 * HEAT_MAPS):
         if data.text_groups[text] in data.image_groups and len(pairs) < HEAT_MAPS:
             pairs.append((data.image_groups.index(data.text_groups[text]), data.texts[text]))

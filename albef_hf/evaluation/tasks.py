@@ -100,6 +100,7 @@ def measure_answers(
             candidate_attention_mask=candidates["attention_mask"],
             k=settings.ranked_answers,
         )
+        assert ranking.answer_ids is not None and ranking.probabilities is not None
         best, probabilities = (
             values[:, :ANSWERS_KEPT].tolist() for values in (ranking.answer_ids, ranking.probabilities)
         )

@@ -22,17 +22,19 @@ PACKAGES = ("albef-hf", "torch", "transformers", "datasets", "accelerate", "timm
 
 
 class Run(Protocol):
-    """A kind of run. It may also have `evaluated(method, step, metrics)`, called after each evaluation of the loop.
+    """A kind of run. It may also have `evaluated(method, step, metrics)`, called after each evaluation of the loop."""
 
-    Attributes:
-        method: what trains, see `training/loop.py`.
-        data: its batches.
-        evaluation_name: what `evaluate` measures on; empty where it measures nothing.
-    """
+    @property
+    def method(self) -> nn.Module:
+        """What trains, see `training/loop.py`."""
 
-    method: nn.Module
-    data: TrainingData
-    evaluation_name: str
+    @property
+    def data(self) -> TrainingData:
+        """Its batches."""
+
+    @property
+    def evaluation_name(self) -> str:
+        """What `evaluate` measures on; empty where it measures nothing."""
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Metrics during training. On all ranks."""

@@ -27,8 +27,11 @@ _NOT_OF_TASKS = {
     "streaming": "a map-style data set",
     "evaluation_dataset": "validation and tests",
     "evaluation_dataset_options": "validation and tests",
+    "evaluation_split": "validation and tests",
     "evaluation_first_caption": "validation and tests",
     "augmentation": "augmentation_options",
+    "max_caption_tokens": "the lengths each task has as published",
+    "mlm_probability": "nothing: no task masks words",
 }
 
 
