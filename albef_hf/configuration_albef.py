@@ -29,7 +29,7 @@ def _require(condition: bool, message: str) -> None:
 
 
 @strict
-class AlbefTextConfig(SavesCode, PreTrainedConfig):
+class AlbefTextConfig(SavesCode, PreTrainedConfig):  # type: ignore[misc]
     """The text and fusion halves: BERT's fields, and where the text encoder ends and fusion begins.
 
     Layers `0 .. fusion_layer - 1` are the text encoder; layers `fusion_layer .. num_hidden_layers - 1` are the fusion

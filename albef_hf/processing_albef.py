@@ -39,7 +39,7 @@ def _states(steps: Sequence[normalizers.Normalizer]) -> list[Any]:
 
 
 def _without_cleaning(normalizer: normalizers.Normalizer | None) -> normalizers.Normalizer | None:
-    steps = list(normalizer) if isinstance(normalizer, normalizers.Sequence) else []
+    steps: list[Any] = list(normalizer) if isinstance(normalizer, normalizers.Sequence) else []  # type: ignore
     count = len(_cleaning())
     if _states(steps[:count]) != _states(_cleaning()):
         return normalizer
@@ -118,7 +118,7 @@ class AlbefProcessor(SavesCode, ProcessorMixin):
         return cls(image_processor, tokenizer, **kwargs)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """As in transformers; in a folder that holds a model too, the vocabulary must be that model's.
 
         Raises:

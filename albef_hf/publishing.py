@@ -85,6 +85,14 @@ def stage(folder: Path | str, target: Path | str, repo_id: str) -> list[str]:
     source, target = find_model_folder(folder), Path(target)
     if target.exists() and any(target.iterdir()):
         raise ValueError(f"{target} is not empty: give a new folder")
+    try:
+        return _stage(source, target, repo_id)
+    except Exception:
+        shutil.rmtree(target, ignore_errors=True)  # what was refused is not left lying about to be uploaded by hand
+        raise
+
+
+def _stage(source: Path, target: Path, repo_id: str) -> list[str]:
     secrets = {value for name, value in os.environ.items() if _SECRET_NAME.search(name) and len(value) >= 8}
     private = _private_names(source)
     target.mkdir(parents=True, exist_ok=True)
@@ -103,12 +111,12 @@ def stage(folder: Path | str, target: Path | str, repo_id: str) -> list[str]:
     card = (target / "README.md").read_text(encoding="utf-8")
     line = f"name = {json.dumps(repo_id)}  # its id on the Hub"
     (target / "README.md").write_text(NAME_LINE.sub(lambda _: line, card), encoding="utf-8")
-    names = sorted(path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file())
-    if not any(name.endswith(".safetensors") for name in names):
+    written = sorted(path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file())
+    if not any(each.endswith(".safetensors") for each in written):
         raise ValueError(f"{source} holds no weights (model.safetensors, or its shards)")
-    for name in names:
-        _check(target / name, source / name, secrets, private)
-    return names
+    for each in written:
+        _check(target / each, source / each, secrets, private)
+    return written
 
 
 def upload(staged: Path | str, repo_id: str, private: bool = True) -> CommitInfo:

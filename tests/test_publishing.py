@@ -111,6 +111,7 @@ def test_a_text_that_names_this_machine_is_refused_with_its_line(run, tmp_path, 
     path.write_text(f"# first\n{text}\n")
     with pytest.raises(ValueError, match=f"{name}, line 2"):
         stage(run, tmp_path / "upload", "someone/tiny")
+    assert not (tmp_path / "upload").exists()
 
 
 def test_weights_are_what_they_are_called(run, tmp_path):

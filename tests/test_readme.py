@@ -77,7 +77,7 @@ def test_the_commands_name_files_and_extras_that_exist():
     texts = [README, *(path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md"))]
     for text in texts:
         for path in re.findall(r"(?:scripts|configs|docs|tests|albef_hf)/[\w./]+\.(?:py|yaml|md)\b", text):
-            assert (ROOT / path).is_file(), path
+            assert (ROOT / path).is_file() or path == "configs/NAME.yaml", path
         extras = (ROOT / "setup.cfg").read_text(encoding="utf-8").split("[options.extras_require]")[1]
         for extra in re.findall(r"\.\[(\w+)\]", text):
             assert f"\n{extra} =" in extras, extra
