@@ -16,9 +16,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch import nn
 
-from albef_hf.data.augmentation import random_crop
-
-GREY_WEIGHTS = (0.299, 0.587, 0.114)  # ITU-R 601
+from albef_hf.data.augmentation import GREY_WEIGHTS, random_crop
 
 
 @dataclass(frozen=True)

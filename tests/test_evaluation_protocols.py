@@ -4,9 +4,8 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from helpers import load_reference
+from helpers import load_reference, reference_model
 from PIL import Image
-from reference_tasks import retrieval_model
 from test_evaluation_retrieval import ToyModel, make_data
 
 from albef_hf.data.retrieval import RetrievalData
@@ -39,7 +38,7 @@ def matrix(order: np.ndarray, scores: np.ndarray, columns: int, missing: float) 
 
 def test_both_stages_agree_with_the_recorded_values():
     state, inputs, outputs, sizes = load_reference("retrieval_two_stage")
-    model = retrieval_model(state, sizes)
+    model = reference_model(state, sizes).eval()
     images, texts = outputs["similarity"].shape
     data = RetrievalData(
         images=datasets.Dataset.from_dict(

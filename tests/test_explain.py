@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from helpers import load_reference, tiny_model, to_double
+from helpers import load_reference, reference_model, tiny_model, to_double
 from PIL import Image
-from reference_tasks import retrieval_model
 from transformers.models.vit import modeling_vit
 
 from albef_hf.evaluation.boxes import (
@@ -27,7 +26,11 @@ IMAGE = Image.new("RGB", (40, 20), "white")
 @pytest.fixture(scope="module")
 def recorded():
     state, inputs, outputs, sizes = load_reference("grounding_gradcam")
-    return {attention: retrieval_model(state, sizes, attention) for attention in ("sdpa", "eager")}, inputs, outputs
+    return (
+        {attention: reference_model(state, sizes, attention).eval() for attention in ("sdpa", "eager")},
+        inputs,
+        outputs,
+    )
 
 
 def assert_exact(actual: torch.Tensor, expected: torch.Tensor) -> None:

@@ -232,7 +232,7 @@ def _load_task_model(kind: type[Model], path: str, arguments: ModelArguments) ->
     lacking = sorted(
         name
         for name in report["missing_keys"]
-        if name.startswith("albef.") and not any(re.search(part, name) for part in kind._starts)
+        if name.startswith("albef.") and not any(re.search(part, name) for part in kind.starts)
     )
     if lacking and not arguments.allow_missing_weights:
         raise ValueError(
