@@ -126,6 +126,10 @@ def test_old_checkpoints_go_after_the_new_one_stands(tmp_path, monkeypatch):
     for step in (1, 2, 3):
         save_checkpoint(tmp_path, model, optimizer, {"step": step}, keep=2)
     assert [p.name for p in sorted(tmp_path.glob("step-*"))] == ["step-00000002", "step-00000003"]
+    save_checkpoint(tmp_path, model, optimizer, {"step": 1}, keep=2)  # a new run in an old folder
+    assert latest_checkpoint(tmp_path).name == "step-00000001" and len(list(tmp_path.glob("step-*"))) == 1
+    for step in (2, 3):
+        save_checkpoint(tmp_path, model, optimizer, {"step": step}, keep=2)
     for call in ("rename", "fsync"):
         with monkeypatch.context() as patch:
             patch.setattr(os, call, lambda *_: (_ for _ in ()).throw(OSError("disk full")))

@@ -145,8 +145,7 @@ def build_albef(arguments: ModelArguments) -> tuple[AlbefForPreTraining, AlbefPr
         ValueError: weights that do not fit, or a vocabulary that does not belong to the text model.
     """
     if arguments.model_path is not None:
-        model = AlbefForPreTraining.from_pretrained(arguments.model_path)
-        return model, AlbefProcessor.from_pretrained(arguments.model_path)
+        return build_task_model(AlbefForPreTraining, arguments)
     text_fields = dict(arguments.text_config)
     if arguments.text_model is not None:
         bert = AutoConfig.from_pretrained(_text_folder(arguments.text_model))
