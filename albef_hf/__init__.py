@@ -1,5 +1,7 @@
 """ALBEF and the image-only methods it grew from, in the Hugging Face ecosystem."""
 
+from typing import TYPE_CHECKING, Any
+
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -29,6 +31,9 @@ from .modeling_albef_text import AlbefTextModel
 from .processing_albef import AlbefProcessor
 from .version import __version__ as __version__
 
+if TYPE_CHECKING:
+    from .retriever import AlbefRetriever
+
 AutoConfig.register("albef", AlbefConfig, exist_ok=True)
 AutoConfig.register("albef_text", AlbefTextConfig, exist_ok=True)
 AutoModel.register(AlbefConfig, AlbefModel, exist_ok=True)
@@ -37,6 +42,16 @@ AutoModelForPreTraining.register(AlbefConfig, AlbefForPreTraining, exist_ok=True
 AutoModelForVisualQuestionAnswering.register(AlbefConfig, AlbefForQuestionAnswering, exist_ok=True)
 AutoModelForZeroShotImageClassification.register(AlbefConfig, AlbefModel, exist_ok=True)
 AutoProcessor.register(AlbefConfig, AlbefProcessor, exist_ok=True)
+
+
+def __getattr__(name: str) -> Any:
+    """The retriever is imported when it is asked for: it brings `datasets` along."""
+    if name == "AlbefRetriever":
+        from .retriever import AlbefRetriever
+
+        return AlbefRetriever
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "AlbefAnswerRanking",
@@ -54,6 +69,7 @@ __all__ = [
     "AlbefModel",
     "AlbefOutput",
     "AlbefProcessor",
+    "AlbefRetriever",
     "AlbefTextConfig",
     "AlbefTextModel",
     "export_original_checkpoint",

@@ -6,6 +6,8 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
+from .remote_code import TEXT_AUTO_MAP, SavesCode
+
 POOLINGS = ("cls", "mean", "pooler")
 BERT_VOCABULARY = 30522
 SAME_ID_POLICIES = ("negative", "mask", "positive")
@@ -27,7 +29,7 @@ def _require(condition: bool, message: str) -> None:
 
 
 @strict
-class AlbefTextConfig(PreTrainedConfig):
+class AlbefTextConfig(SavesCode, PreTrainedConfig):  # type: ignore[misc]
     """The text and fusion halves: BERT's fields, and where the text encoder ends and fusion begins.
 
     Layers `0 .. fusion_layer - 1` are the text encoder; layers `fusion_layer .. num_hidden_layers - 1` are the fusion
@@ -45,6 +47,7 @@ class AlbefTextConfig(PreTrainedConfig):
 
     model_type = "albef_text"
     base_config_key = "text_config"
+    saved_auto_map = TEXT_AUTO_MAP
 
     vocab_size: int = BERT_VOCABULARY
     hidden_size: int = 768
@@ -87,7 +90,7 @@ class AlbefTextConfig(PreTrainedConfig):
 
 
 @strict
-class AlbefConfig(PreTrainedConfig):
+class AlbefConfig(SavesCode, PreTrainedConfig):
     """Configuration of every ALBEF model.
 
     Args:
@@ -161,6 +164,12 @@ class AlbefConfig(PreTrainedConfig):
             f"{self.temperature_maximum}, both positive",
         )
         super().__post_init__(**kwargs)
+
+    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> Any:
+        """As in transformers, with the code, and without the folders that the encoders once came from."""
+        for part in (self.vision_config, self.text_config):
+            part._name_or_path = ""
+        return super().save_pretrained(save_directory, push_to_hub, **kwargs)
 
 
 __all__ = ["AlbefConfig", "AlbefTextConfig"]

@@ -131,18 +131,29 @@ class AlbefModel(AlbefPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.Tensor,
-        pixel_values: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         **kwargs: Any,
-    ) -> AlbefOutput:
+    ) -> AlbefOutput | BaseModelOutputWithPooling:
         """Contrastive scores of all images with all texts; their numbers may differ.
+
+        Images alone, or texts alone, give what `get_image_features` and `get_text_features` give.
 
         Example:
 
             >>> inputs = processor(images=picture, text=["a red car", "a green tree"], return_tensors="pt")
             >>> model(**inputs).logits_per_image.softmax(-1)
+
+        Raises:
+            ValueError: neither images nor texts.
         """
+        if input_ids is None and pixel_values is None:
+            raise ValueError("give pixel_values, input_ids or both")
+        if input_ids is None:
+            return self.get_image_features(pixel_values)  # type: ignore[arg-type]
+        if pixel_values is None:
+            return self.get_text_features(input_ids, attention_mask)
         image_embeds = self.get_image_features(pixel_values).pooler_output
         text_embeds = self.get_text_features(input_ids, attention_mask).pooler_output
         with without_autocast(image_embeds):  # type: ignore[arg-type]

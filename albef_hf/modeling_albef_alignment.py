@@ -12,7 +12,7 @@ from .configuration_albef import AlbefConfig
 from .gathering import gather_rows, gather_rows_with_gradient, rank, world_size
 from .losses import IGNORED, contrastive_loss, matching_loss, sample_hard_negatives
 from .modeling_albef import AlbefModel, full_precision, unit_vectors, without_autocast
-from .modeling_albef_momentum import AlbefMomentumModel, check_pairs
+from .modeling_albef_momentum import AlbefMomentumModel, check_images_per_text, check_pairs
 from .modeling_albef_text import KeysValues
 from .momentum import FeatureQueue
 from .vision_backbone import VisionBackboneOutput
@@ -71,6 +71,7 @@ class AlbefAlignmentModel(AlbefMomentumModel):
     text_queue: FeatureQueue
 
     def __init__(self, config: AlbefConfig) -> None:
+        check_images_per_text(config)
         super().__init__(config)
         self.albef = AlbefModel(config)
         self.itm_head = nn.Linear(config.text_config.hidden_size, 2)

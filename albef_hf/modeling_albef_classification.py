@@ -18,7 +18,7 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_albef import AlbefConfig, AlbefTextConfig
 from .losses import IGNORED, mean_cross_entropy, sample_hard_negatives
 from .modeling_albef import AlbefModel, full_precision, without_autocast
-from .modeling_albef_momentum import AlbefMomentumModel, check_pairs
+from .modeling_albef_momentum import AlbefMomentumModel, check_images_per_text, check_pairs
 from .modeling_albef_text import AlbefPreTrainedModel, AlbefTextModel, KeysValues
 from .momentum import MomentumCopy
 
@@ -71,10 +71,7 @@ def _task_config(config: AlbefConfig, classes: Sequence[str], images_per_text: i
     if text.images_per_text == images_per_text:
         return config
     if text.images_per_text != 1:
-        raise ValueError(
-            f"this task reads a text with {images_per_text} image, but the configuration is of a model that reads it "
-            f"with {text.images_per_text}"
-        )
+        check_images_per_text(config, images_per_text)
     text.num_hidden_layers = text.fusion_layer + images_per_text * (text.num_hidden_layers - text.fusion_layer)
     text.images_per_text = images_per_text
     return config

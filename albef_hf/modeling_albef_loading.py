@@ -2,11 +2,14 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
+from safetensors import SafetensorError
 from transformers.utils import logging
 
 from .configuration_albef import AlbefConfig
+from .model_folder import check_model_folder
 
 logger = logging.get_logger(__name__)
 
@@ -39,14 +42,25 @@ class LoadsFromOtherTasks:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, from a checkpoint of any ALBEF class; `loading_report` then says what was new."""
-        with_report = kwargs.pop("output_loading_info", False)
+        """As in transformers, from a checkpoint of any ALBEF class and from safetensors only: nothing is unpickled.
+
+        `loading_report` of the model then says what was new.
+
+        Raises:
+            ValueError: a file that is damaged, missing, outside its folder, or of another model; names it.
+        """
+        name = pretrained_model_name_or_path
         kind: Any = cls
+        folder = Path(str(name), kwargs.get("subfolder") or "")
+        if name is not None and folder.is_dir() and kwargs.get("config") is None:
+            check_model_folder(folder, kind.config_class.model_type)
+        kwargs.setdefault("use_safetensors", True)
+        with_report = kwargs.pop("output_loading_info", False)
         checkpoint_config: Any = kwargs.get("config")
-        if pretrained_model_name_or_path is not None and issubclass(kind.config_class, AlbefConfig):
-            places = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
+        if name is not None and issubclass(kind.config_class, AlbefConfig):
+            places = {key: kwargs[key] for key in _HUB_ARGUMENTS if key in kwargs}
             try:
-                checkpoint_config = kind.config_class.from_pretrained(pretrained_model_name_or_path, **places)
+                checkpoint_config = kind.config_class.from_pretrained(name, **places)
             except OSError:
                 if checkpoint_config is None:  # weights alone are enough where a configuration is given
                     raise
@@ -54,9 +68,14 @@ class LoadsFromOtherTasks:
         if renamed:
             kwargs["key_mapping"] = {**renamed, **(kwargs.get("key_mapping") or {})}
         parent: Any = super()
-        model, report = parent.from_pretrained(
-            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
-        )
+        try:
+            model, report = parent.from_pretrained(name, *args, output_loading_info=True, **kwargs)
+        except SafetensorError as error:
+            raise ValueError(f"weights of {name} cannot be read: {error}") from error
+        except RuntimeError as error:
+            if "ignore_mismatched_sizes" not in str(error):
+                raise
+            raise ValueError(f"weights of {name} do not fit its config.json: {error}") from error
         # Renaming is for checkpoints of another class: what is saved keeps our names.
         model._weight_conversions = [
             rule for rule in model._weight_conversions if not renamed.keys() & set(rule.source_patterns)
@@ -64,7 +83,7 @@ class LoadsFromOtherTasks:
         model.tie_weights()  # also within the momentum copies, which transformers does not look into
         model.freeze()
         model.loading_report = _in_words(report, cls.starts)
-        logger.info("%s from %s: %s", cls.__name__, pretrained_model_name_or_path, model.loading_report)
+        logger.info("%s from %s: %s", cls.__name__, name, model.loading_report)
         return (model, report) if with_report else model
 
 

@@ -23,6 +23,16 @@ def check_pairs(pixel_values: torch.Tensor | None, input_ids: torch.Tensor | Non
         )
 
 
+def check_images_per_text(config: Any, wanted: int = 1) -> None:
+    """Raises: ValueError: the configuration is of a model that reads a text with another number of images."""
+    found = config.text_config.images_per_text
+    if found != wanted:
+        raise ValueError(
+            f"this task reads a text with {wanted} image{'s' * (wanted > 1)}, but the configuration is of a model "
+            f"that reads it with {found}"
+        )
+
+
 class AlbefMomentumModel(AlbefPreTrainedModel):
     """Base of the models that momentum copies of their own modules teach.
 
@@ -89,4 +99,4 @@ class AlbefMomentumModel(AlbefPreTrainedModel):
             self._keys_to_ignore_on_save = before
 
 
-__all__ = ["AlbefMomentumModel", "check_pairs"]
+__all__ = ["AlbefMomentumModel", "check_images_per_text", "check_pairs"]

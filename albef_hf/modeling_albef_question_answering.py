@@ -17,7 +17,7 @@ from .configuration_albef import AlbefConfig
 from .losses import IGNORED, answer_losses
 from .modeling_albef import AlbefModel
 from .modeling_albef_decoder import AlbefAnswerDecoder
-from .modeling_albef_momentum import AlbefMomentumModel, check_pairs
+from .modeling_albef_momentum import AlbefMomentumModel, check_images_per_text, check_pairs
 from .modeling_albef_text import (
     AlbefTextModel,
     KeysValues,
@@ -83,6 +83,7 @@ class AlbefForQuestionAnswering(AlbefMomentumModel):
     }
 
     def __init__(self, config: AlbefConfig) -> None:
+        check_images_per_text(config)
         super().__init__(config)
         self.albef = AlbefModel(config, contrastive=False)
         self.decoder = AlbefAnswerDecoder(config.text_config)  # type: ignore[arg-type]

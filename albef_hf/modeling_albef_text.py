@@ -21,7 +21,6 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_albef import AlbefConfig, AlbefTextConfig
 from .modeling_albef_loading import LoadsFromOtherTasks
 from .momentum import MomentumCopy
-from .remote_code import AUTO_MAP, save_code
 from .vision_backbone import VisionBackbone
 
 # Keys and values of one fusion layer for some images, each (batch, heads, image tokens, head width).
@@ -225,21 +224,11 @@ class AlbefPreTrainedModel(LoadsFromOtherTasks, PreTrainedModel):
         if isinstance(module, AlbefPredictionHead):
             init.zeros_(module.bias)
 
-    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """As in transformers, with the code and the map by which any Auto class loads the folder elsewhere."""
-        if isinstance(self.config, AlbefConfig):
-            self.config.auto_map = dict(AUTO_MAP)
-        super().save_pretrained(save_directory, *args, **kwargs)
-        save_code(save_directory)
-
-    @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers. Loading makes every parameter trainable; those that must not be are frozen again."""
-        loaded = super().from_pretrained(*args, **kwargs)
-        for module in (loaded[0] if isinstance(loaded, tuple) else loaded).modules():
+    def freeze(self) -> None:
+        """See `LoadsFromOtherTasks.freeze`: momentum copies, and what an image encoder does not use."""
+        for module in self.modules():
             if isinstance(module, (MomentumCopy, VisionBackbone)):
                 module.freeze()
-        return loaded
 
 
 class AlbefTextModel(AlbefPreTrainedModel):

@@ -47,6 +47,11 @@ class MomentumCopy(nn.Module):
         for name, module in online.items():
             copies += list(self.get_submodule(name).parameters())
             originals += list(module.parameters())
+        if len(copies) != len(originals):
+            raise ValueError(
+                f"the online modules have {len(originals)} parameters and their momentum copies {len(copies)}: "
+                "what was put into the model later (an adapter) has no copy, so the copies cannot follow it"
+            )
         return copies, originals
 
     @torch.no_grad()

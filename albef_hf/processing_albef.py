@@ -1,17 +1,23 @@
 """Pictures and texts as ALBEF was trained on them (published code; the paper leaves all of this out)."""
 
+import copy
+import json
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from tokenizers import Regex, normalizers
 from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedConfig, ViTImageProcessorPil
+from transformers import PreTrainedConfig, PreTrainedTokenizerFast, ViTImageProcessorPil
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import PILImageResampling
 from transformers.processing_utils import ProcessorMixin
 from transformers.tokenization_utils_base import BatchEncoding
 
-from .remote_code import AUTO_MAP
+from .configuration_albef import AlbefTextConfig
+from .model_folder import check_json, read_json
+from .remote_code import SavesCode
 
 # CLIP's statistics, although the published image encoder starts from DeiT.
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -22,11 +28,47 @@ _SPACED = re.compile(r"[-/]")
 _SPACES = re.compile(r"\s{2,}")
 
 
-class AlbefProcessor(ProcessorMixin):
+def _cleaning() -> list[normalizers.Normalizer]:
+    """`AlbefProcessor.clean_caption`, but for its limit of words, as steps of a tokenizer."""
+    deleted, spaced = (normalizers.Replace(Regex(p.pattern), to) for p, to in ((_DELETED, ""), (_SPACED, " ")))
+    return [normalizers.Lowercase(), deleted, spaced, normalizers.Replace("<person>", "person")]
+
+
+def _states(steps: Sequence[normalizers.Normalizer]) -> list[Any]:
+    return [json.loads(step.__getstate__()) for step in steps]
+
+
+def _without_cleaning(normalizer: normalizers.Normalizer | None) -> normalizers.Normalizer | None:
+    steps: list[Any] = list(normalizer) if isinstance(normalizer, normalizers.Sequence) else []  # type: ignore
+    count = len(_cleaning())
+    if _states(steps[:count]) != _states(_cleaning()):
+        return normalizer
+    rest = steps[count:]
+    return rest[0] if len(rest) == 1 else normalizers.Sequence(rest)
+
+
+def _with_cleaning(tokenizer: Any) -> PreTrainedTokenizerFast:
+    """A copy that cleans what it is given and is loaded with the ending it has. (The class of BERT's tokenizer puts
+    its own [SEP] back whenever it is loaded.)"""
+    backend = copy.deepcopy(tokenizer.backend_tokenizer)
+    backend.normalizer = normalizers.Sequence(
+        [*_cleaning(), *([] if backend.normalizer is None else [backend.normalizer])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        model_input_names=["input_ids", "attention_mask"],
+        model_max_length=tokenizer.model_max_length,
+        padding_side=tokenizer.padding_side,
+        **tokenizer.special_tokens_map,
+    )
+
+
+class AlbefProcessor(SavesCode, ProcessorMixin):
     """Image processor and tokenizer of an ALBEF model, saved with it.
 
     Pictures are squashed to a square by bicubic interpolation, without a crop, and normalised with CLIP's statistics.
-    Texts are cleaned (`clean_caption`) and end without a [SEP] token: the published tokenizer leaves it out.
+    Texts are cleaned (`clean_caption`) and end without a [SEP] token: the published tokenizer leaves it out. The saved
+    tokenizer does both by itself, since pipelines use it without this class; `processor.tokenizer` cleans nothing.
 
     Args:
         image_processor: any transformers image processor.
@@ -51,6 +93,7 @@ class AlbefProcessor(ProcessorMixin):
         if tokenizer is not None:
             if tokenizer.cls_token_id is None or tokenizer.sep_token_id is None or tokenizer.mask_token_id is None:
                 raise ValueError("ALBEF needs a tokenizer with [CLS], [SEP] and [MASK] tokens")
+            tokenizer.backend_tokenizer.normalizer = _without_cleaning(tokenizer.backend_tokenizer.normalizer)
             closing = f" {tokenizer.sep_token}" if add_sep_token else ""
             tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
                 single=f"{tokenizer.cls_token} $A{closing}",
@@ -73,6 +116,25 @@ class AlbefProcessor(ProcessorMixin):
             do_convert_rgb=True,
         )
         return cls(image_processor, tokenizer, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """As in transformers; in a folder that holds a model too, the vocabulary must be that model's.
+
+        Raises:
+            ValueError: a file that is damaged, or a vocabulary that does not belong to the model; names it.
+        """
+        folder = Path(str(pretrained_model_name_or_path), kwargs.get("subfolder") or "")
+        check_json(folder, ("processor_config.json", "tokenizer_config.json", "tokenizer.json", "config.json"))
+        processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        if isinstance(processor, cls) and (folder / "config.json").is_file():
+            fields = read_json(folder / "config.json").get("text_config")
+            if fields:
+                try:
+                    processor.check_text_model(AlbefTextConfig(**fields))
+                except ValueError as error:
+                    raise ValueError(f"{folder / 'tokenizer.json'}: {error}") from error
+        return processor
 
     @property
     def image_size(self) -> int:
@@ -150,10 +212,14 @@ class AlbefProcessor(ProcessorMixin):
                 "was not loaded"
             )
 
-    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, with the map by which `AutoProcessor` finds this class elsewhere."""
-        self.auto_map = dict(AUTO_MAP)
-        return super().save_pretrained(save_directory, *args, **kwargs)
+    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> Any:
+        """As in transformers, with the code, and a tokenizer that cleans texts."""
+        tokenizer = self.tokenizer
+        self.tokenizer = _with_cleaning(tokenizer)
+        try:
+            return super().save_pretrained(save_directory, push_to_hub, **kwargs)
+        finally:
+            self.tokenizer = tokenizer
 
 
 __all__ = ["AlbefProcessor"]

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 # Any folder may be asked for by any Auto class, whichever class saved it.
 AUTO_MAP = {
@@ -12,11 +13,16 @@ AUTO_MAP = {
     "AutoModelForZeroShotImageClassification": "modeling_albef.AlbefModel",
     "AutoProcessor": "processing_albef.AlbefProcessor",
 }
+TEXT_AUTO_MAP = {
+    "AutoConfig": "configuration_albef.AlbefTextConfig",
+    "AutoModel": "modeling_albef_text.AlbefTextModel",
+}
 
 FILES = (
     "configuration_albef.py",
     "gathering.py",
     "losses.py",
+    "model_folder.py",
     "modeling_albef.py",
     "modeling_albef_alignment.py",
     "modeling_albef_classification.py",
@@ -43,4 +49,19 @@ def save_code(folder: str | Path) -> None:
             shutil.copyfile(here / name, Path(folder) / name)
 
 
-__all__ = ["AUTO_MAP", "FILES", "save_code"]
+class SavesCode:
+    """For configurations (which every model saves) and processors: what they save or push brings its code along."""
+
+    saved_auto_map = AUTO_MAP
+
+    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> Any:
+        """As in transformers, with the code and the map by which any Auto class loads the folder elsewhere."""
+        self.auto_map = dict(self.saved_auto_map)
+        written = super().save_pretrained(save_directory)  # type: ignore[misc]
+        save_code(save_directory)
+        if push_to_hub:  # not by `super()`, which would upload before the code is there
+            self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)  # type: ignore[attr-defined]
+        return written
+
+
+__all__ = ["AUTO_MAP", "FILES", "TEXT_AUTO_MAP", "SavesCode", "save_code"]

@@ -53,15 +53,15 @@ def measure(config: dict[str, Any], seeds: list[int], folder: Path) -> list[dict
     return found
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Mean and standard deviation over seeds, in percent, as Markdown."""
-    lines = ["| features | " + " | ".join(COLUMNS.values()) + " |", "|---" * (1 + len(COLUMNS)) + "|"]
+def table(rows: list[dict[str, Any]], columns: dict[str, str], what: str) -> str:
+    """Mean and (of several seeds) standard deviation in percent, as Markdown. columns: of a row, and their titles."""
+    lines = [f"| {what} | " + " | ".join(columns.values()) + " |", "|---" * (1 + len(columns)) + "|"]
     for name in dict.fromkeys(row["name"] for row in rows):
         cells = []
-        for column in COLUMNS:
+        for column in columns:
             values = [100 * row[column] for row in rows if row["name"] == name]
-            spread = statistics.stdev(values) if len(values) > 1 else float("nan")
-            cells.append(f"{statistics.mean(values):.1f} ± {spread:.1f}")
+            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.1f}{spread}")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -77,7 +77,7 @@ def main() -> None:
             raise ValueError(f"{own.config}: {key} is missing")
     folder = Path(config.pop("output_dir"))
     rows = measure(config, own.seeds, folder)
-    text = table(rows)
+    text = table(rows, COLUMNS, "features")
     (folder / "table.md").write_text(text, encoding="utf-8")
     print(text)
 

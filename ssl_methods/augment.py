@@ -7,7 +7,7 @@ training device. Cropping is Pillow's in both: a picture is decoded once, and on
 
 import dataclasses
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch import nn
 
-from albef_hf.data.augmentation import random_crop
-
-GREY_WEIGHTS = (0.299, 0.587, 0.114)  # ITU-R 601
+from albef_hf.data.augmentation import GREY_WEIGHTS, random_crop
 
 
 @dataclass(frozen=True)
@@ -172,13 +170,27 @@ def augment_pillow(image: Image.Image, numbers: np.ndarray) -> Image.Image:
 # Tensors, a batch at a time
 # ---------------------------------------------------------------------------------------------------------------------
 
+RowChange = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # pictures, one number each -> pictures
+
 
 def _to_grey(pixels: torch.Tensor) -> torch.Tensor:
     """(n, channels, h, w) -> (n, 1, h, w)."""
     if pixels.shape[1] != 3:
         return pixels.mean(1, keepdim=True)
-    weights = torch.tensor(GREY_WEIGHTS, dtype=pixels.dtype, device=pixels.device)
-    return (pixels * weights[:, None, None]).sum(1, keepdim=True)
+    red, green, blue = pixels.split(1, dim=1)
+    return (GREY_WEIGHTS[0] * red).add_(green, alpha=GREY_WEIGHTS[1]).add_(blue, alpha=GREY_WEIGHTS[2])
+
+
+def _change_rows(pixels: torch.Tensor, wanted: torch.Tensor, numbers: torch.Tensor, change: RowChange) -> None:
+    """Replace some pictures of a batch by what `change` makes of them and their numbers.
+
+    wanted, numbers: (n,), on the CPU: which pictures are meant is known without asking the device.
+    """
+    index = wanted.nonzero().squeeze(1)
+    if len(index):
+        own = numbers[index].to(pixels.device, pixels.dtype, non_blocking=True)
+        index = index.to(pixels.device, non_blocking=True)
+        pixels.index_copy_(0, index, change(pixels[index], own))
 
 
 def _turn_hue(pixels: torch.Tensor, shift: torch.Tensor, saturation: torch.Tensor | None = None) -> torch.Tensor:
@@ -200,26 +212,45 @@ def _turn_hue(pixels: torch.Tensor, shift: torch.Tensor, saturation: torch.Tenso
     return torch.stack(channels, dim=1)
 
 
-def _jitter(pixels: torch.Tensor, operation: int, numbers: torch.Tensor, additive: bool) -> torch.Tensor:
-    """One operation on pictures that all take it, each with its own factor. numbers: (n, 13)."""
-    column = (BRIGHTNESS, CONTRAST, SATURATION, HUE)[operation]
-    factor = numbers[:, column]
-    wide = factor[:, None, None, None]
-    if operation == 0:
-        pixels = pixels + (wide - 1) if additive else pixels * wide
-    elif operation == 1:
-        mean = (pixels if additive else _to_grey(pixels)).mean((2, 3), keepdim=True)
-        pixels = (pixels - mean) * wide + mean
-    elif pixels.shape[1] != 3:
-        return pixels
-    elif operation == 2:
+def _strengthen(pixels: torch.Tensor, saturation: torch.Tensor) -> torch.Tensor:
+    """BYOL's change of saturation."""
+    return _turn_hue(pixels.clamp(min=0), torch.zeros_like(saturation), saturation)
+
+
+def _change_colours(pixels: torch.Tensor, numbers: torch.Tensor, additive: bool) -> torch.Tensor:
+    """Brightness, contrast, saturation and hue, each picture in its own order. numbers: (n, 13), on the CPU.
+
+    The first three multiply a picture and add a number, its mean or its grey to it. So each place of the order is one
+    pass over the whole batch, whichever of the three a picture is at; only hue (and BYOL's saturation) picks rows.
+    """
+    operations = numbers[:, ORDER].long()  # (n, 4): what is done at each place
+    factors = numbers[:, [BRIGHTNESS, CONTRAST, SATURATION, HUE]].gather(1, operations)
+    brightness, contrast, saturation, hue = (operations == operation for operation in range(4))
+    if pixels.shape[1] != 3:
+        saturation, hue = torch.zeros_like(saturation), torch.zeros_like(hue)
+    turned, strengthened = hue & (factors != 0), saturation & (factors != 1) & additive
+    blended = contrast if additive else brightness | contrast | saturation
+    shares = torch.stack(
+        [
+            torch.where(blended, factors, 1),
+            (factors - 1) * (brightness & additive),
+            (1 - factors) * contrast,
+            (1 - factors) * (saturation & (not additive)),
+        ]
+    ).to(pixels.device, pixels.dtype, non_blocking=True)  # (4, n, 4)
+    for place in range(4):
+        own, number, of_mean, of_grey = shares[:, :, place, None, None, None]
         if additive:
-            return _turn_hue(pixels.clamp(min=0), torch.zeros_like(factor), factor)
-        grey = _to_grey(pixels)
-        pixels = (pixels - grey) * wide + grey
-    else:
-        pixels = _turn_hue(pixels, factor)
-    return pixels if additive else pixels.clamp(0, 1)  # BYOL's code clips once, at the end
+            base = number + of_mean * pixels.mean((2, 3), keepdim=True)
+        else:
+            grey = _to_grey(pixels)
+            base = of_mean * grey.mean((2, 3), keepdim=True) + of_grey * grey
+        pixels = torch.addcmul(base, pixels, own)
+        if not additive:  # BYOL's code clips once, at the end
+            pixels = pixels.clamp_(0, 1)
+        _change_rows(pixels, turned[:, place], factors[:, place], _turn_hue)
+        _change_rows(pixels, strengthened[:, place], factors[:, place], _strengthen)
+    return pixels.clamp_(0, 1) if additive else pixels
 
 
 def gaussian_blur(pixels: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
@@ -248,31 +279,19 @@ def augment_tensors(pixels: torch.Tensor, numbers: torch.Tensor, additive: bool 
             device.
         additive: see `ViewRecipe`.
     """
-    moved = numbers.to(pixels.device, pixels.dtype, non_blocking=True)
-
-    def some(pixels: torch.Tensor, wanted: torch.Tensor, change: Any) -> torch.Tensor:
-        index = wanted.nonzero().squeeze(1)
-        if not len(index):
-            return pixels
-        index = index.to(pixels.device, non_blocking=True)
-        return pixels.index_copy(0, index, change(pixels[index], moved[index]))
-
-    def grey(rows: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-        return _to_grey(rows).expand_as(rows)
-
-    pixels = some(pixels, numbers[:, FLIP] > 0, lambda rows, _: rows.flip(3))
-    pixels = some(pixels, numbers[:, GREY_BEFORE] > 0, grey)
-    untouched = torch.tensor([1.0, 1.0, 1.0, 0.0])
-    jittered = (numbers[:, [BRIGHTNESS, CONTRAST, SATURATION, HUE]] != untouched).any(1)
-    for place in range(4):
-        for operation in range(4):
-            taken = jittered & (numbers[:, ORDER][:, place] == operation)
-            pixels = some(pixels, taken, lambda rows, own, o=operation: _jitter(rows, o, own, additive))
-    if additive:
-        pixels = pixels.clamp(0, 1)
-    pixels = some(pixels, numbers[:, GREY_AFTER] > 0, grey)
-    pixels = some(pixels, numbers[:, SIGMA] > 0, lambda rows, own: gaussian_blur(rows, own[:, SIGMA]))
-    return some(pixels, numbers[:, SOLARIZE] > 0, lambda rows, _: torch.where(rows >= 128 / 255, 1 - rows, rows))
+    changes: dict[int, RowChange] = {
+        FLIP: lambda rows, _: rows.flip(3),
+        GREY_BEFORE: lambda rows, _: _to_grey(rows).expand_as(rows),
+        GREY_AFTER: lambda rows, _: _to_grey(rows).expand_as(rows),
+        SIGMA: gaussian_blur,
+        SOLARIZE: lambda rows, _: torch.where(rows >= 128 / 255, 1 - rows, rows),
+    }
+    pixels = pixels.clone()
+    for column, change in changes.items():
+        if column == GREY_AFTER:
+            pixels = _change_colours(pixels, numbers, additive)
+        _change_rows(pixels, numbers[:, column] > 0, numbers[:, column], change)
+    return pixels
 
 
 def normalize_pixels(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:

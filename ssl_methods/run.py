@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate import Accelerator
 from torch import nn
 from transformers import ViTImageProcessor
@@ -17,6 +16,7 @@ from albef_hf.data.arguments import DataArguments
 from albef_hf.data.images import decode_image
 from albef_hf.data.sources import check_keys, load_corpus
 from albef_hf.evaluation.curves import plot_curves
+from albef_hf.evaluation.model_card import write_model_card
 from albef_hf.evaluation.probes import KNN_PROTOCOLS, extract_features, knn_accuracy, logistic_regression
 from albef_hf.evaluation.report import picture_section, table_section, write_report
 from albef_hf.gathering import gather_rows, rank, world_size
@@ -215,7 +215,7 @@ class ImageRun:
                 ),
             ]
         plot_curves(folder / "log.jsonl", folder / "curves.png")
-        write_card(method, folder / "model", results, self.evaluation_name)
+        write_model_card(folder, folder / "model", probes=results)
         print(f"report: {write_report(folder, None, None, sections)}")
 
     def _probe(self, features: Sequence[torch.Tensor], folder: Path, step: int) -> dict[str, float]:
@@ -236,29 +236,3 @@ def save_backbone(method: ImageMethod, folder: Path, size: int, mean: Sequence[f
     method.backbone.backbone.save_pretrained(folder)
     processor = ViTImageProcessor(size={"height": size, "width": size}, image_mean=list(mean), image_std=list(std))
     processor.save_pretrained(folder)
-
-
-def write_card(method: ImageMethod, folder: Path, results: dict[str, float], data: str) -> Path:
-    """README.md of a backbone folder."""
-    metadata = {"library_name": "transformers", "pipeline_tag": "image-feature-extraction", "tags": [method.name]}
-    rows = [f"| {name} | {100 * value:.1f} % |" for name, value in results.items()]
-    table = ["## Results", "", f"Frozen features, {data}:", "", "| probe | accuracy |", "|---|---|", *rows, ""]
-    text = [
-        f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---",
-        "",
-        f"# {folder.resolve().parent.name}",
-        "",
-        f"A vision backbone pre-trained without labels by {method.name} with albef_hf. The encoder alone, without its",
-        f"projector; take {method.backbone.pooling!r} of its tokens.",
-        "",
-        "```python",
-        "from transformers import pipeline",
-        "",
-        f'extract = pipeline("image-feature-extraction", model="{folder.resolve().parent.name}")',
-        "```",
-        "",
-        *(table if rows else []),
-    ]
-    path = folder / "README.md"
-    path.write_text("\n".join(text), encoding="utf-8")
-    return path

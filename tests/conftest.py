@@ -7,6 +7,28 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def processor():
+    """BERT's English words, pictures of 32 pixels."""
+    from albef_hf import AlbefProcessor
+    from albef_hf.training.initialization import load_tokenizer
+
+    return AlbefProcessor.from_parts(load_tokenizer("wordpiece"), image_size=32)
+
+
+@pytest.fixture(scope="session")
+def model_folder(processor, tmp_path_factory):
+    """A small untrained model and its processor, saved. Not to be changed."""
+    from helpers import tiny_model
+
+    folder = tmp_path_factory.mktemp("model")
+    text = {"vocab_size": len(processor.tokenizer), "max_position_embeddings": 32}
+    tiny_model(text_config=text).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder

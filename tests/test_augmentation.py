@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from albef_hf.data import augmentation
-from albef_hf.data.augmentation import AUGMENTATIONS, build_augmentation, random_crop, random_operation
+from albef_hf.data.augmentation import AUGMENTATIONS, build_augmentation, random_colours, random_crop, random_operation
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8))
 
@@ -92,3 +92,39 @@ def test_unknown_names_are_answered_with_the_nearest():
         build_augmentation("albeff", 8, (0.5,) * 3, (0.5,) * 3)
     with pytest.raises(ValueError, match="unknown augmentation_options"):
         build_augmentation("albef", 8, (0.5,) * 3, (0.5,) * 3, flipp=0.1)
+
+
+class Colours:
+    """A generator whose hue, saturation, contrast and brightness are given."""
+
+    def __init__(self, *draws: float) -> None:
+        self.draws = np.array(draws)
+
+    def uniform(self, low, high, count):
+        assert (low, high, count) == (-1, 1, len(self.draws))
+        return self.draws
+
+
+def test_colours_change_as_drawn():
+    pixels = 0.3 + 0.4 * torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(random_colours(pixels, 0.0, np.random.default_rng(0)), pixels, atol=1e-6)
+    weights = torch.tensor(augmentation.GREY_WEIGHTS)[:, None, None]
+    chroma = pixels - (weights * pixels).sum(0)
+
+    # Hue: the colour beside the grey axis turns by 63 degrees.
+    turned = random_colours(pixels, 1.0, Colours(1, 0, 0, 0))
+    axis = torch.full((3,), 3**-0.5)
+    flat = [part - axis[:, None, None] * (axis[:, None, None] * part).sum(0) for part in (pixels, turned)]
+    cosine = (flat[0] * flat[1]).sum(0) / (flat[0].norm(dim=0) * flat[1].norm(dim=0))
+    assert torch.allclose(torch.rad2deg(cosine.arccos()), torch.tensor(63.0), atol=0.1)
+
+    faded = random_colours(pixels, 1.0, Colours(0, -1, 0, 0))
+    assert torch.allclose(faded, pixels - 0.6 * chroma, atol=1e-6)
+    sharper = random_colours(pixels, 0.5, Colours(0, 0, 1, 0))
+    assert torch.allclose(sharper, pixels.mean() + 1.2 * (pixels - pixels.mean()), atol=1e-6)
+    assert torch.allclose(random_colours(pixels, 1.0, Colours(0, 0, 0, -1)), 0.6 * pixels, atol=1e-6)
+
+
+def test_colours_are_an_option_of_every_augmentation():
+    plain, coloured = (build_augmentation("none", 32, (0.5,) * 3, (0.5,) * 3, colours=c) for c in (0.0, 1.0))
+    assert not torch.equal(plain(PICTURE, np.random.default_rng(0)), coloured(PICTURE, np.random.default_rng(0)))

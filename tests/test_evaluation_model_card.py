@@ -8,13 +8,16 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from helpers import tiny_model
-from transformers import BertTokenizerFast, ViTImageProcessor
+from huggingface_hub import parse_eval_result_entries
+from transformers import BertTokenizerFast, ViTConfig, ViTImageProcessor, ViTModel
 
 from albef_hf import AlbefProcessor
 from albef_hf.evaluation import RetrievalResult
 from albef_hf.evaluation.model_card import DataSource, write_model_card
+from albef_hf.training.loop import device_name
 
 
 def make_result(k: int = 16) -> RetrievalResult:
@@ -69,7 +72,70 @@ def test_a_corpus_of_the_hub_is_named_and_a_folder_is_not(folders):
         (run / "config.yaml").write_text(yaml.safe_dump({"dataset": dataset}), encoding="utf-8")
         card = write_model_card(run, model).read_text(encoding="utf-8")
         assert front_matter(card).get("datasets") == expected
-        assert "/data/private" not in card
+        assert "/data/private" not in card and "pairs\n" not in card.replace("someone/pairs", "")
+
+
+def test_every_data_set_of_a_mixture_is_named(folders):
+    run, model = folders
+    mixture = [{"dataset": "someone/pairs", "weight": 1}, {"dataset": "/data/private/more.json"}]
+    (run / "config.yaml").write_text(yaml.safe_dump({"dataset": "emoji", "mixture": mixture}), encoding="utf-8")
+    card = write_model_card(run, model, sources=[]).read_text(encoding="utf-8")
+    assert front_matter(card)["datasets"] == ["someone/pairs"]
+    assert "[someone/pairs](https://huggingface.co/datasets/someone/pairs), local data" in card
+    assert "private" not in card
+
+
+@pytest.mark.parametrize("k", [0, 16])
+def test_results_on_a_data_set_of_the_hub_are_entries_that_the_hub_reads(folders, k):
+    run, model = folders
+    write_model_card(run, model, make_result(k))
+    assert not (model / ".eval_results").exists()  # the built-in corpus has no id on the Hub
+    (run / "config.yaml").write_text(yaml.safe_dump({"evaluation_dataset": "someone/test"}), encoding="utf-8")
+    card = write_model_card(run, model, make_result(k)).read_text(encoding="utf-8")
+    assert "model-index" not in card
+    entries = parse_eval_result_entries(yaml.safe_load((model / ".eval_results" / "results.yaml").read_text()))
+    assert {entry.task_id for entry in entries} == set(make_result(0).metrics)
+    for entry in entries:
+        assert entry.dataset_id == "someone/test" and entry.value == (50.0 if k else 25.0)
+        assert ("top 16 re-ranked" in entry.notes) == (k == 16)
+
+
+def test_curves_and_hardware_are_shown_where_they_are_known(folders):
+    run, model = folders
+    plain = write_model_card(run, model).read_text(encoding="utf-8")
+    assert "hardware" not in plain and "curves.png" not in plain and "training time" not in plain
+    (run / "curves.png").write_bytes(b"picture")
+    device = device_name(torch.device("cpu"))
+    row = {"kind": "run", "method": "albef", "devices": 2, "device": device, "start": 0}
+    rows = [row, {"kind": "train", "step": 800, "loss": 1.0, "seconds": 61.4}]
+    (run / "log.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows), encoding="utf-8")
+    card = write_model_card(run, model).read_text(encoding="utf-8")
+    assert f"| hardware | 2 x {device} |" in card and "| training time | 61 s |" in card
+    assert "](curves.png)" in card and (model / "curves.png").read_bytes() == b"picture"
+    row["start"] = 400  # only the time since then is known
+    (run / "log.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows), encoding="utf-8")
+    assert "training time" not in write_model_card(run, model).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+def test_a_backbone_has_a_card_of_the_same_hand(folders, channels, capsys, monkeypatch):
+    run, model = folders
+    config = ViTConfig(
+        hidden_size=12, num_hidden_layers=1, num_attention_heads=2, image_size=32, num_channels=channels
+    )
+    ViTModel(config).save_pretrained(model)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(model)
+    (run / "config.yaml").write_text(yaml.safe_dump({"dataset": "emoji", "vision_pooling": "mean"}), encoding="utf-8")
+    (run / "log.jsonl").write_text(json.dumps({"kind": "run", "method": "byol"}) + "\n", encoding="utf-8")
+    card = write_model_card(run, model, probes={"knn_20": 0.5}).read_text(encoding="utf-8")
+    metadata = front_matter(card)
+    assert metadata["pipeline_tag"] == "image-feature-extraction" and metadata["tags"] == ["byol"]
+    assert "'mean' of its tokens" in card and "| knn_20 | 50.00% |" in card and "grill2020bootstrap" in card
+    assert "Noto Emoji" in card and "em-keyboard" not in card and "ALBEF" not in card
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    monkeypatch.chdir(run)
+    exec(compile(code, "card", "exec"), {})
+    assert "torch.Size([1, 5, 12])" in capsys.readouterr().out
 
 
 def test_results_stand_beside_chance(folders):

@@ -4,10 +4,12 @@ import importlib.util
 
 import pytest
 import torch
+from helpers import tiny_model
 from transformers import BertConfig, BertForMaskedLM, BertModel, ViTConfig, ViTModel
 
+from albef_hf import AlbefProcessor
 from albef_hf.training.arguments import ModelArguments
-from albef_hf.training.initialization import build_albef
+from albef_hf.training.initialization import build_albef, load_tokenizer
 
 BERT = {
     "vocab_size": 30522,
@@ -122,3 +124,16 @@ def test_minilm_arrives():
     own, theirs = model.albef.text_model.state_dict(), AutoModel.from_pretrained(_text_folder("minilm")).state_dict()
     compared = [name for name in own if "crossattention" not in name]
     assert [name for name in compared if not torch.equal(own[name], theirs[name])] == []
+
+
+def test_pretraining_goes_on_from_a_model_with_the_recipe_of_the_run(tmp_path):
+    """The checkpoint says what the weights are, the arguments how they train."""
+    tokenizer = load_tokenizer("wordpiece")
+    start = tiny_model(text_config={"vocab_size": len(tokenizer)})
+    start.save_pretrained(tmp_path)
+    AlbefProcessor.from_parts(tokenizer, image_size=32).save_pretrained(tmp_path)
+    options = {"queue_size": 12, "alpha": 0.1, "momentum": 0.9, "image_size": 32}
+    model, _ = build_albef(ModelArguments(model_path=str(tmp_path), **options))
+    assert (model.image_queue.size, model.config.alpha, model.config.momentum) == (12, 0.1, 0.9)
+    for name, tensor in start.albef.state_dict().items():
+        assert torch.equal(tensor, model.albef.state_dict()[name]), name

@@ -1,5 +1,6 @@
 """A saved folder loads in a fresh process in which this package cannot be imported."""
 
+import ast
 import json
 import os
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import pytest
 import torch
 from helpers import tiny_batch, tiny_model
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from albef_hf import AlbefModel
@@ -16,7 +18,7 @@ from albef_hf.remote_code import AUTO_MAP, FILES
 AUTO_MODELS = ("AutoModel", "AutoModelForPreTraining", "AutoModelForZeroShotImageClassification")
 
 LOAD = """
-import importlib.abc, sys
+import importlib.abc, json, sys
 
 class Absent(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
@@ -33,14 +35,27 @@ for name in sys.argv[2:]:
     logits[name] = model(**load_file(f"{folder}/inputs.safetensors")).logits_per_image.contiguous()
     model.save_pretrained(f"{folder}/again/{name}")
 save_file(logits, f"{folder}/outputs.safetensors")
+
+from PIL import Image
+
+picture = Image.open(f"{folder}/picture.png")
+classify = transformers.pipeline("zero-shot-image-classification", model=folder, trust_remote_code=True)
+found = classify(picture, candidate_labels=["a red car", "a tree"])
+extract = transformers.pipeline("image-feature-extraction", model=folder, trust_remote_code=True)
+(feature,) = extract(picture, pool=True)
+with open(f"{folder}/pipelines.json", "w") as handle:
+    json.dump({"scores": {row["label"]: row["score"] for row in found}, "feature": feature}, handle)
 """
 
 
 @pytest.mark.parametrize("saved", ["AlbefForPreTraining", "AlbefModel"])
-def test_every_auto_class_loads_a_folder_without_the_package(saved, tmp_path):
-    whole = tiny_model().eval()
+def test_every_auto_class_loads_a_folder_without_the_package(saved, tmp_path, processor):
+    whole = tiny_model(text_config={"vocab_size": len(processor.tokenizer)}).eval()
     model = whole if saved == "AlbefForPreTraining" else whole.albef
     model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    picture = Image.effect_noise((40, 40), 90).convert("RGB")
+    picture.save(tmp_path / "picture.png")
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["auto_map"] == AUTO_MAP
     batch = {
@@ -65,6 +80,13 @@ def test_every_auto_class_loads_a_folder_without_the_package(saved, tmp_path):
         # What was loaded from code saves its code again.
         assert AlbefModel.from_pretrained(tmp_path / "again" / name).config.model_type == "albef"
         assert (tmp_path / "again" / name / "modeling_albef.py").exists()
+    found = json.loads((tmp_path / "pipelines.json").read_text())
+    texts = [f"This is a photo of {label}." for label in found["scores"]]
+    output = (whole.albef)(**processor(images=picture, text=texts))
+    torch.testing.assert_close(
+        torch.tensor([*found["scores"].values()]), output.logits_per_image.softmax(-1)[0], atol=1e-3, rtol=0
+    )
+    torch.testing.assert_close(torch.tensor(found["feature"]), output.image_embeds[0], atol=1e-2, rtol=0)
 
 
 def test_all_code_files_are_listed(tmp_path):
@@ -74,3 +96,12 @@ def test_all_code_files_are_listed(tmp_path):
         for line in text.splitlines():
             if line.startswith("from ."):
                 assert line.split()[1].removeprefix(".") + ".py" in FILES, f"{name}: {line}"
+        imported = {
+            module.split(".")[0]
+            for node in ast.walk(ast.parse(text))
+            if isinstance(node, ast.Import) or (isinstance(node, ast.ImportFrom) and node.level == 0)
+            for module in ([node.module] if isinstance(node, ast.ImportFrom) else [each.name for each in node.names])
+        }
+        # The last two come with transformers.
+        known = {"torch", "transformers", "huggingface_hub", "tokenizers", "safetensors", *sys.stdlib_module_names}
+        assert imported <= known, f"{name} imports {imported - known}"

@@ -106,6 +106,25 @@ def test_each_operation_alone_agrees_with_pillow():
         assert (expected - to_unit_range(source)).abs().mean() > 0.02, column
 
 
+@pytest.mark.parametrize("additive", [False, True])
+def test_a_batch_is_changed_picture_by_picture_each_in_its_own_order(additive):
+    recipe = view_recipes("byol", jitter=[0.1, 0.1, 0.2, 0.1], blur=0.0, solarize=0.0)[0]
+    numbers = torch.from_numpy(drawn(recipe, 40)).float()
+    pixels = 0.3 + 0.4 * torch.rand(40, 3, 6, 6, generator=torch.Generator().manual_seed(0))  # nothing is clipped
+    before = pixels.clone()
+    plain = torch.tensor([0, 0, 1, 1, 1, 0, 0, 1, 2, 3, 0, 0, 0]).float()
+    expected = []
+    for picture, own in zip(pixels, numbers, strict=True):
+        operations = [FLIP, *(BRIGHTNESS + operation for operation in own[ORDER].int().tolist()), GREY_AFTER]
+        for column in operations:
+            single = plain.clone()
+            single[column] = own[column]
+            picture = augment_tensors(picture[None], single[None], additive)[0]
+        expected.append(picture)
+    torch.testing.assert_close(augment_tensors(pixels, numbers, additive), torch.stack(expected), atol=1e-5, rtol=0)
+    assert torch.equal(pixels, before)
+
+
 def test_byols_colours_are_its_own():
     pixels = torch.full((1, 3, 4, 4), 0.2)
     pixels[:, 0] = 0.6

@@ -1,6 +1,7 @@
 """The script with an image-only method: a run, its folder, its hand-over, resuming, and its errors."""
 
 import json
+import runpy
 import shutil
 import subprocess
 import sys
@@ -38,6 +39,14 @@ def run(name, folder, **changes):
     done = subprocess.run(arguments(name, folder, **changes), cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
+
+
+def run_here(name, folder, **changes):
+    """The same in this process: a dozen runs need not import torch a dozen times."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setattr(sys, "argv", arguments(name, folder, **changes)[1:])
+        runpy.run_path("scripts/pretrain.py", run_name="__main__")
 
 
 def rows(folder, kind):
@@ -105,10 +114,10 @@ def test_the_backbone_is_an_ordinary_folder(finished):
 @pytest.mark.parametrize("name", list(METHODS))
 def test_resuming_equals_the_straight_run(tmp_path, name):
     options = {"max_steps": 4, "warmup_steps": 1, "label_column": "null", "evaluation_dataset": "null"}
-    run(name, tmp_path / "straight", **options)
+    run_here(name, tmp_path / "straight", **options)
     shutil.copytree(tmp_path / "straight", tmp_path / "stopped")  # as if it had stopped after its first checkpoint
     shutil.rmtree(tmp_path / "stopped" / "checkpoints" / "step-00000004")
-    run(name, tmp_path / "stopped", **options, resume=True)
+    run_here(name, tmp_path / "stopped", **options, resume=True)
     for file in ("model.safetensors", "optimizer.safetensors"):
         folders = [tmp_path / part / "checkpoints" / "step-00000004" for part in ("straight", "stopped")]
         one, other = (load_file(folder / file) for folder in folders)

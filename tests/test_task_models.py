@@ -352,12 +352,11 @@ def test_too_few_pairs_to_draw_from_are_named():
             new(kind)(**{key: value[:1] for key, value in task_batch(kind).items()})
 
 
-def test_a_configuration_for_two_images_does_not_fit_a_task_of_one():
-    config = new(AlbefForVisualReasoning).config
-    with pytest.raises(ValueError, match="reads it with 2"):
-        AlbefForVisualEntailment(config)
+def test_numbers_of_images_that_do_not_fit_are_named():
+    text_model, width = double(AlbefForVisualReasoning).albef.text_model, 24
+    keys_values = text_model.project_image_tokens(torch.zeros(1, 5, width).double())
     with pytest.raises(ValueError, match="this model reads each text with 2 images"):
-        AlbefForPreTraining(config)(**tiny_batch())
+        text_model.fuse(torch.zeros(1, 3, text_model.config.hidden_size).double(), None, keys_values)
     with pytest.raises(ValueError, match="cannot be shared out between images_per_text = 3"):
         tiny_config(text_config={"images_per_text": 3})
     with pytest.raises(ValueError, match="no projections and no temperature"):
@@ -366,3 +365,12 @@ def test_a_configuration_for_two_images_does_not_fit_a_task_of_one():
 
 def test_chance_of_a_class():
     assert new(AlbefForVisualReasoning).chance_losses(8) == {"loss": pytest.approx(math.log(2))}
+
+
+@pytest.mark.parametrize(
+    "kind", [AlbefForPreTraining, AlbefForImageTextRetrieval, AlbefForQuestionAnswering, AlbefForVisualEntailment]
+)
+def test_a_model_of_two_images_is_refused_by_tasks_of_one(kind):
+    config = tiny_config(text_config={"images_per_text": 2, "num_hidden_layers": 6})
+    with pytest.raises(ValueError, match="reads a text with 1 image, but the configuration is of .* it with 2"):
+        kind(config)

@@ -18,10 +18,11 @@ from safetensors.torch import load_file
 from transformers.utils import ModelOutput
 
 from albef_hf import AlbefForPreTraining, AlbefProcessor
-from albef_hf.training.arguments import TrainingArguments, parse_arguments, resolved
+from albef_hf.training.arguments import GROUPS, TrainingArguments, parse_arguments, resolved
 from albef_hf.training.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
 from albef_hf.training.loop import build_accelerator, train
 from albef_hf.training.optimization import build_optimizer, learning_rate
+from albef_hf.training.task_arguments import TASK_GROUPS
 
 ROOT = Path(__file__).parent.parent
 
@@ -43,7 +44,8 @@ CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 @pytest.mark.parametrize("config", [c for c in CONFIGS if not c.name.startswith("compare_")], ids=lambda c: c.name)
 def test_every_config_is_understood(config):
-    parse_arguments([str(config)])
+    text = config.read_text()
+    parse_arguments([str(config)], TASK_GROUPS if "\ntask: " in text else GROUPS)
 
 
 @pytest.mark.parametrize(
@@ -124,6 +126,10 @@ def test_old_checkpoints_go_after_the_new_one_stands(tmp_path, monkeypatch):
     for step in (1, 2, 3):
         save_checkpoint(tmp_path, model, optimizer, {"step": step}, keep=2)
     assert [p.name for p in sorted(tmp_path.glob("step-*"))] == ["step-00000002", "step-00000003"]
+    save_checkpoint(tmp_path, model, optimizer, {"step": 1}, keep=2)  # a new run in an old folder
+    assert latest_checkpoint(tmp_path).name == "step-00000001" and len(list(tmp_path.glob("step-*"))) == 1
+    for step in (2, 3):
+        save_checkpoint(tmp_path, model, optimizer, {"step": step}, keep=2)
     for call in ("rename", "fsync"):
         with monkeypatch.context() as patch:
             patch.setattr(os, call, lambda *_: (_ for _ in ()).throw(OSError("disk full")))

@@ -43,7 +43,7 @@ class DataArguments:
     )
     augmentation_options: dict[str, Any] = field(
         default_factory=dict,
-        metadata={"help": "scale, flip, operations, magnitude; for image-only methods fields of ViewRecipe"},
+        metadata={"help": "scale, flip, operations, magnitude, colours; for image-only methods fields of ViewRecipe"},
     )
     augmentation_device: str = field(
         default="tensors", metadata={"help": "image-only: colours by tensors (on the device) or by pillow"}

@@ -11,6 +11,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 Augmentation = Callable[[Image.Image, np.random.Generator], torch.Tensor]
 AUGMENTATIONS = ("albef", "crop", "gentle", "none")
 FILL = (128, 128, 128)
+GREY_WEIGHTS = (0.299, 0.587, 0.114)  # ITU-R 601
 
 
 def _affine(image: Image.Image, matrix: Sequence[float], fill: tuple[int, int, int] = FILL) -> Image.Image:
@@ -53,6 +54,25 @@ def random_operation(image: Image.Image, generator: np.random.Generator, magnitu
     return image.rotate(sign * angle, Image.Resampling.BILINEAR, fillcolor=FILL)
 
 
+def random_colours(pixels: torch.Tensor, strength: float, generator: np.random.Generator) -> torch.Tensor:
+    """Other colours for the same drawing: pixels (3, h, w) in 0 .. 1 -> the same.
+
+    Hue is turned by up to 63 degrees about the grey axis, saturation changed by up to 60 %, contrast (about the
+    picture's mean) and brightness by up to 40 %, all times `strength`. The published operations leave colours alone,
+    since captions name them; drawings of one thing by other hands differ in little else.
+    """
+    hue, saturation, contrast, brightness = strength * generator.uniform(-1, 1, 4)
+    angle = hue * 0.35 * np.pi
+    around, axis = 1 / 3, np.sqrt(1 / 3)  # Rodrigues' rotation about (1, 1, 1)
+    turn = np.cos(angle) * np.eye(3) + (1 - np.cos(angle)) * around
+    turn += np.sin(angle) * axis * np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]])
+    luma = np.full((3, 3), GREY_WEIGHTS)  # every row gives a pixel's brightness
+    matrix = torch.from_numpy(luma + (1 + 0.6 * saturation) * turn @ (np.eye(3) - luma)).to(pixels.dtype)
+    pixels = torch.einsum("ij,jhw->ihw", matrix, pixels)
+    mean = pixels.mean()
+    return (((pixels - mean) * (1 + 0.4 * contrast) + mean) * (1 + 0.4 * brightness)).clamp(0, 1)
+
+
 def random_crop(
     image: Image.Image,
     size: int,
@@ -89,7 +109,8 @@ def build_augmentation(
         name: `albef` (published: crop of 0.2 .. 1 of the area, flip, two random operations each applied with
             p = 0.5), `crop` (crop and flip), `gentle` (crop of 0.6 .. 1, a small rotation on white, flip: for
             drawings), `none` (squashed).
-        options: `scale` (two shares of the area), `flip` (probability), `operations` (their number), `magnitude`.
+        options: `scale` (two shares of the area; None: the whole picture instead of a crop), `flip` (probability),
+            `operations` (their number), `magnitude`, `colours` (strength of `random_colours`, 0 for none).
 
     Raises:
         ValueError: unknown name or option.
@@ -103,6 +124,7 @@ def build_augmentation(
         "flip": 0.5,
         "operations": 2 if name == "albef" else 0,
         "magnitude": 7,
+        "colours": 0.0,
     }
     unknown = set(options) - set(defaults)
     if unknown:
@@ -117,13 +139,18 @@ def build_augmentation(
             if name == "gentle":
                 angle = generator.uniform(-12, 12)
                 image = image.rotate(angle, Image.Resampling.BILINEAR, fillcolor=(255, 255, 255))
-            image = random_crop(image, image_size, chosen["scale"], generator)
+            if chosen["scale"] is None:
+                image = image.resize((image_size, image_size), Image.Resampling.BICUBIC)
+            else:
+                image = random_crop(image, image_size, chosen["scale"], generator)
             if generator.random() < chosen["flip"]:
                 image = ImageOps.mirror(image)
             for _ in range(chosen["operations"]):
                 if generator.random() < 0.5:
                     image = random_operation(image, generator, chosen["magnitude"])
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-        return (pixels / 255 - mean) / std
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
+        if chosen["colours"]:
+            pixels = random_colours(pixels, chosen["colours"], generator)
+        return (pixels - mean) / std
 
     return augment

@@ -11,15 +11,32 @@ from typing import Any
 
 import datasets
 import pyarrow
+import pyarrow.parquet
 from datasets.distributed import split_dataset_by_node
 from datasets.exceptions import DatasetGenerationError
 
 from .emoji import load_emoji_corpus
+from .proof_tasks import (
+    load_proof_entailment,
+    load_proof_grounding,
+    load_proof_questions,
+    load_proof_reasoning,
+    load_proof_retrieval,
+)
 from .small_images import load_digits, load_fashion_mnist
 
 _FILES = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".tar": "webdataset"}
 
-BUILT_IN = {"emoji": load_emoji_corpus, "digits": load_digits, "fashion_mnist": load_fashion_mnist}
+BUILT_IN = {
+    "emoji": load_emoji_corpus,
+    "digits": load_digits,
+    "fashion_mnist": load_fashion_mnist,
+    "emoji_retrieval": load_proof_retrieval,
+    "emoji_questions": load_proof_questions,
+    "emoji_reasoning": load_proof_reasoning,
+    "emoji_entailment": load_proof_entailment,
+    "emoji_grounding": load_proof_grounding,
+}
 
 _UNREADABLE = (DatasetGenerationError, pyarrow.ArrowException, tarfile.TarError, EOFError, UnicodeDecodeError)
 
@@ -129,11 +146,30 @@ def _check_columns(dataset: str, wanted: Iterable[str], present: list[str]) -> N
             raise ValueError(f"{dataset} has no column {column!r}; {_nearest(column, present)}")
 
 
+def _is_damaged(path: Path) -> bool:
+    try:
+        if path.suffix == ".parquet":
+            pyarrow.parquet.read_metadata(path)
+        elif path.suffix == ".tar":
+            with tarfile.open(path) as archive:
+                archive.getmembers()
+        else:
+            text = path.read_text(encoding="utf-8")
+            for part in text.splitlines() if path.suffix == ".jsonl" else [text]:
+                json.loads(part)
+    except (*_UNREADABLE, json.JSONDecodeError, OSError):
+        return True
+    return False
+
+
 def _unreadable(dataset: str, error: BaseException) -> ValueError:
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
-    return ValueError(f"{dataset} cannot be read: {type(cause).__name__}: {cause}")
+    pattern = Path(dataset).expanduser()
+    damaged = [str(path) for path in sorted(pattern.parent.glob(pattern.name)) if path.is_file() and _is_damaged(path)]
+    named = ", ".join(damaged[:5]) or dataset
+    return ValueError(f"{named} cannot be read: {type(cause).__name__}: {cause}")
 
 
 def load_corpus(
@@ -193,6 +229,40 @@ def load_corpus(
     if id_column is None:
         corpus = corpus.add_column("group", [f"{dataset}:{row}" for row in range(len(corpus))])
     return corpus
+
+
+def load_columns(
+    dataset: str,
+    needed: Mapping[str, str],
+    optional: Mapping[str, str] | None = None,
+    *,
+    split: str = "train",
+    revision: str | None = None,
+    options: dict[str, Any] | None = None,
+) -> datasets.Dataset:
+    """Columns of a data set under other names, pictures undecoded.
+
+    Args:
+        dataset, split, revision, options: as in `load_corpus`.
+        needed, optional: what to call each column -> its name in the data set; optional ones where they are there.
+
+    Raises:
+        ValueError: as `load_corpus`.
+    """
+    try:
+        table = _load(dataset, split, revision, options or {}, False)
+    except _UNREADABLE as error:
+        raise _unreadable(dataset, error) from error
+    _check_columns(dataset, needed.values(), table.column_names)
+    columns = dict(needed) | {new: old for new, old in (optional or {}).items() if old in table.column_names}
+    table = table.select_columns(list(columns.values()))
+    table = table.rename_columns({old: new for new, old in columns.items() if old != new})
+    for name, feature in table.features.items():
+        if isinstance(feature, datasets.Image):
+            table = table.cast_column(name, datasets.Image(decode=False))
+        elif isinstance(feature, datasets.List) and isinstance(feature.feature, datasets.Image):
+            table = table.cast_column(name, datasets.List(datasets.Image(decode=False)))
+    return table
 
 
 # What describes a data set, in a mixture too.

@@ -151,12 +151,12 @@ def plot_curves(log_path: Path | str, out_png: Path | str) -> Path:
     log = read_log(log_path)
     panels: list[tuple[str, Any]] = [(name, _draw_loss) for name in log.loss_names()]
     panels += [(name, _draw_value) for name in SINGLE_PANELS if len(log.series(name)[0])]
-    if any(key.endswith("_accuracy") for row in log.train for key in row):
+    if any(key.endswith("accuracy") for row in log.train for key in row):
         panels.append(("Accuracy in training batches", _draw_accuracies))
     for name in dict.fromkeys(row.get("name", "") for row in log.evaluations):
         own = [row for row in log.evaluations if row.get("name", "") == name]
-        probes = any(key.startswith("knn_") for row in own for key in row["metrics"])
-        panels.append((name, _draw_probes if probes else _draw_retrieval))
+        retrieval = any(key.endswith("_r10") for row in own for key in row["metrics"])
+        panels.append((name, _draw_retrieval if retrieval else _draw_measured_accuracies))
 
     columns = min(COLUMNS, max(1, len(panels)))
     rows = max(1, math.ceil(len(panels) / columns))
@@ -268,7 +268,7 @@ def _draw_value(axes: Axes, log: RunLog, name: str) -> None:
 
 def _draw_accuracies(axes: Axes, log: RunLog, name: str) -> None:
     _title(axes, name)
-    keys = dict.fromkeys(key for row in log.train for key in row if key.endswith("_accuracy"))
+    keys = dict.fromkeys(key for row in log.train for key in row if key.endswith("accuracy"))
     for index, key in enumerate(keys):
         steps, values = log.series(key)
         if len(values):
@@ -315,12 +315,13 @@ def _draw_retrieval(axes: Axes, log: RunLog, name: str) -> None:
         axes.legend(fontsize=7.5, frameon=False, labelcolor=INK)
 
 
-def _draw_probes(axes: Axes, log: RunLog, name: str) -> None:
-    """Accuracy of frozen features."""
+def _draw_measured_accuracies(axes: Axes, log: RunLog, name: str) -> None:
+    """Accuracies of evaluations: of a task, or of frozen features."""
     _title(axes, f"Accuracy: {name}")
     rows = [row for row in log.evaluations if row.get("name", "") == name]
     for index, key in enumerate(dict.fromkeys(key for row in rows for key in row["metrics"])):
         points = [(row["step"], row["metrics"][key]) for row in rows if key in row["metrics"]]
         axes.plot(*zip(*points, strict=True), color=COLOURS[index % len(COLOURS)], marker="o", markersize=4, label=key)
-    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
-    axes.legend(fontsize=7.5, frameon=False, labelcolor=INK)
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None))
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=7.5, frameon=False, labelcolor=INK)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from PIL import Image
 
 from ..data.images import decode_image
 from ..data.retrieval import RetrievalData
@@ -82,7 +83,8 @@ def _method(log: RunLog) -> str:
 
 def _header(folder: Path, log: RunLog, result: RetrievalResult | None) -> str:
     config = _config(folder)
-    trained_on = config.get("dataset")
+    mixed = [str(entry.get("dataset", config.get("dataset"))) for entry in config.get("mixture") or []]
+    trained_on = ", ".join(mixed) or config.get("dataset")
     last = log.train[-1] if log.train else {}
     sentence = f"Trained on {_code(str(trained_on))}" if trained_on else "Trained"
     if "step" in last:
@@ -266,15 +268,20 @@ class _Thumbnails:
         return f'<img class="picture" alt="{escape(description)}" src="{self.addresses[row]}">'
 
     def _address(self, row: int) -> str:
-        picture = decode_image(self.images[row]["image"]).convert("RGB")
-        picture.thumbnail((THUMBNAIL, THUMBNAIL))
-        encoded = {}
-        for kind, options in (("png", {"optimize": True}), ("jpeg", {"quality": 88})):
-            buffer = io.BytesIO()
-            picture.save(buffer, kind, **options)
-            encoded[kind] = buffer.getvalue()
-        kind = min(encoded, key=lambda each: len(encoded[each]))  # drawings as PNG, photographs as JPEG
-        return _data_address(encoded[kind], kind)
+        return thumbnail(decode_image(self.images[row]["image"]))
+
+
+def thumbnail(picture: Image.Image, side: int = THUMBNAIL) -> str:
+    """The address of a picture that is inside the page, at most so many pixels on its longer side."""
+    picture = picture.convert("RGB")
+    picture.thumbnail((side, side))
+    encoded = {}
+    for kind, options in (("png", {"optimize": True}), ("jpeg", {"quality": 88})):
+        buffer = io.BytesIO()
+        picture.save(buffer, kind, **options)
+        encoded[kind] = buffer.getvalue()
+    kind = min(encoded, key=lambda each: len(encoded[each]))  # drawings as PNG, photographs as JPEG
+    return _data_address(encoded[kind], kind)
 
 
 def _verdict(right: bool) -> str:

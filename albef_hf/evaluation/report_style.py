@@ -60,6 +60,8 @@ img.picture { object-fit: contain; background: #fff; border-radius: .4rem; borde
 .warnings { list-style: none; padding: 0; margin: 0; }
 .warnings li { padding: .4rem .8rem; margin-bottom: .4rem; border-left: 4px solid; border-radius: .25rem; }
 .row { display: grid; grid-template-columns: repeat(5, 1fr); gap: .5rem; }
+.pair { display: flex; gap: .5rem; margin-bottom: .7rem; }
+.pair img { width: 50%; max-width: 12rem; height: auto; }
 .row figure { border: 2px solid; border-radius: .45rem; padding: .2rem; text-align: center; }
 .row figure.right { border-width: 4px; padding: calc(.2rem - 2px); }
 .row figure.wrong { border-style: dotted; border-left-style: dotted; }

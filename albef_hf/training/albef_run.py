@@ -11,7 +11,7 @@ from ..data.loading import build_retrieval_data, build_training_data
 from ..evaluation.curves import plot_curves
 from ..evaluation.model_card import write_model_card
 from ..evaluation.report import write_report
-from ..evaluation.retrieval import RetrievalResult, evaluate_retrieval
+from ..evaluation.retrieval import RetrievalResult, check_candidates, evaluate_retrieval
 from .arguments import ModelArguments, TrainingArguments
 from .dry_run import draw_first_batch
 from .initialization import build_albef
@@ -41,6 +41,8 @@ class AlbefRun:
         )
         self.retrieval = build_retrieval_data(data_arguments)
         self.evaluation_name = "" if self.retrieval is None else self.retrieval.name
+        if self.retrieval is not None:  # now, not after hours of training
+            check_candidates(arguments.rerank, len(self.retrieval.image_groups), len(self.retrieval.texts))
 
     def _measure(self, model: nn.Module, k: int = 0) -> RetrievalResult:
         length = self.data_arguments.max_caption_tokens

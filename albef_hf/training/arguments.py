@@ -42,6 +42,7 @@ class ModelArguments:
     same_image: str = field(default="negative", metadata={"help": "negative (published), mask or positive"})
     same_caption: str = field(default="negative", metadata={"help": "negative (published), mask or positive"})
     gather_negatives: bool = field(default=False, metadata={"help": "draw negatives over all ranks"})
+    published: bool = field(default=False, metadata={"help": "as the published code where it has a known defect"})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "trade time for memory"})
     allow_missing_weights: bool = field(default=False, metadata={"help": "start encoders that fit only in part"})
 
@@ -79,11 +80,14 @@ class TrainingArguments:
     log_every: int = field(default=50, metadata={"help": "steps"})
     save_every: int = field(default=1000, metadata={"help": "steps"})
     evaluate_every: int = field(default=0, metadata={"help": "steps; 0: at the end only"})
+    evaluate_epochs: float = field(default=0.0, metadata={"help": "in place of evaluate_every"})
     keep_checkpoints: int = field(default=2, metadata={"help": "older ones are removed"})
     resume: bool = field(default=False, metadata={"help": "go on from the newest checkpoint of the run folder"})
     dry_run: bool = field(default=False, metadata={"help": "print sizes and the first batch, and stop"})
     report_to: str = field(default="tensorboard", metadata={"help": "a tracker of Accelerate; none: only log.jsonl"})
-    rerank: int = field(default=0, metadata={"help": "candidates re-ranked by matching in the last evaluation"})
+    rerank: int = field(
+        default=0, metadata={"help": "candidates re-ranked by matching; in pre-training, in the last evaluation only"}
+    )
 
 
 GROUPS = (ModelArguments, DataArguments, TrainingArguments)
@@ -117,18 +121,18 @@ def _convert(name: str, value: Any, wanted: Any) -> Any:
     return value
 
 
-def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
-    """`[CONFIG.yaml] [--key value ...]` -> the three groups of arguments.
+def parse_arguments(argv: list[str] | None = None, groups: tuple[Any, ...] = GROUPS) -> tuple[Any, ...]:
+    """`[CONFIG.yaml] [--key value ...]` -> the groups of arguments, by default those of pre-training.
 
     Raises:
         ValueError: an unknown key or a value of the wrong type, in the file or on the command line.
     """
-    fields = {f.name: f for group in GROUPS for f in dataclasses.fields(group)}
+    fields = {f.name: f for group in groups for f in dataclasses.fields(group)}
     parser = argparse.ArgumentParser(
         allow_abbrev=False, formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=110)
     )
     parser.add_argument("config", nargs="?", help="YAML file with any of the keys below")
-    for group in GROUPS:
+    for group in groups:
         section = parser.add_argument_group(group.__name__)
         for f in dataclasses.fields(group):
             default = f.default if f.default is not dataclasses.MISSING else f.default_factory()
@@ -154,9 +158,9 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
         values |= loaded
     values |= {name: value for name, value in vars(parsed).items() if name in fields and value is not None}
     converted = {name: _convert(name, value, fields[name].type) for name, value in values.items()}
-    return tuple(  # type: ignore[return-value]
+    return tuple(
         group(**{f.name: converted[f.name] for f in dataclasses.fields(group) if f.name in converted})
-        for group in GROUPS
+        for group in groups
     )
 
 

@@ -66,7 +66,9 @@ def save_checkpoint(
     shutil.rmtree(target, ignore_errors=True)
     os.rename(scratch, target)
     _sync(folder)
-    for old in sorted(folder.glob("step-*"))[: -max(keep, 1)]:
+    saved = sorted(folder.glob("step-*"))
+    beyond = [path for path in saved if path.name > target.name]  # of an earlier run in this folder
+    for old in [*beyond, *[path for path in saved if path not in beyond][: -max(keep, 1)]]:
         shutil.rmtree(old)
     return target
 

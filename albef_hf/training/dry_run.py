@@ -44,25 +44,44 @@ def describe_memory(method: nn.Module, batch: dict[str, Any]) -> str:
 
 
 def draw_first_batch(batch: dict[str, Any], processor: AlbefProcessor, path: Path) -> Path:
-    """The first rows as the model gets them: augmented pictures, captions, and captions as masked."""
+    """The first rows as the model gets them: augmented pictures, texts, and what is asked for: the masked text, the
+    answers or the label."""
     count = min(SHOWN, len(batch["pixel_values"]))
     columns = min(4, count)
     rows = -(-count // columns)
     figure = Figure(figsize=(3.2 * columns, 3.3 * rows), layout="constrained")
     mean = torch.tensor(processor.image_mean)[:, None, None]
     deviation = torch.tensor(processor.image_std)[:, None, None]
+    wanted = _wanted(batch, processor)
     for index in range(count):
         axes = figure.add_subplot(rows, columns, index + 1)
-        pixels = (batch["pixel_values"][index] * deviation + mean).clamp(0, 1)
-        axes.imshow(pixels.permute(1, 2, 0).numpy())
+        pixels = batch["pixel_values"][index]
+        if pixels.dim() == 4:  # two images of one text, side by side
+            pixels = torch.cat(list(pixels), dim=2)
+        axes.imshow((pixels * deviation + mean).clamp(0, 1).permute(1, 2, 0).numpy())
         axes.set_axis_off()
-        seen = batch["attention_mask"][index].bool()
-        texts = [batch[name][index][seen].tolist() for name in ("input_ids", "mlm_input_ids")]
-        caption, masked = (processor.tokenizer.decode(ids[1:]) for ids in texts)
-        axes.set_title(f"{_shortened(caption)}\n{_shortened(masked)}", fontsize=8, parse_math=False)
+        text = _decoded(batch["input_ids"][index], batch["attention_mask"][index], processor)
+        axes.set_title("\n".join(map(_shortened, [text, *wanted[index : index + 1]])), fontsize=8, parse_math=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
     return path
+
+
+def _decoded(ids: torch.Tensor, mask: torch.Tensor, processor: AlbefProcessor) -> str:
+    return processor.tokenizer.decode(ids[mask.bool()].tolist()[1:])
+
+
+def _wanted(batch: dict[str, Any], processor: AlbefProcessor) -> list[str]:
+    """What the model is to say of each row, as text; empty where that is no text."""
+    if "mlm_input_ids" in batch:
+        return [_decoded(*row, processor) for row in zip(batch["mlm_input_ids"], batch["attention_mask"], strict=True)]
+    if "labels" in batch:
+        return [f"label {label}" for label in batch["labels"].tolist()]
+    if "answers_per_question" in batch:
+        pairs = zip(batch["answer_input_ids"], batch["answer_attention_mask"], strict=True)
+        answers = iter([_decoded(ids, mask, processor) for ids, mask in pairs])
+        return [" / ".join(next(answers) for _ in range(n)) for n in batch["answers_per_question"].tolist()]
+    return []
 
 
 def _shortened(text: str, length: int = 48) -> str:

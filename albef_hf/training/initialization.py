@@ -1,6 +1,8 @@
 """From arguments to a model and its processor. Weights that do not arrive are an error, not a shrug."""
 
-from typing import Any
+import copy
+import re
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -17,9 +19,12 @@ from transformers import (
 from ..configuration_albef import AlbefConfig
 from ..data.packages import package_folder
 from ..modeling_albef_pretraining import AlbefForPreTraining
+from ..modeling_albef_text import AlbefPreTrainedModel
 from ..processing_albef import AlbefProcessor
 from ..vision_backbone import VisionBackbone, resize_positions
 from .arguments import ModelArguments, nearest_choice
+
+Model = TypeVar("Model", bound=AlbefPreTrainedModel)
 
 _BERT_FIELDS = (
     "vocab_size",
@@ -119,6 +124,20 @@ def build_vision_backbone(arguments: ModelArguments) -> VisionBackbone:
     return backbone
 
 
+# What a recipe says of training; the rest of a configuration says what the weights are.
+_RECIPE = [
+    "queue_size",
+    "momentum",
+    "temperature_minimum",
+    "alpha",
+    "alpha_ramp_epochs",
+    "same_image",
+    "same_caption",
+    "gather_negatives",
+    "published",
+]
+
+
 def build_albef(arguments: ModelArguments) -> tuple[AlbefForPreTraining, AlbefProcessor]:
     """The model to train, encoders started as configured, and its processor.
 
@@ -126,22 +145,18 @@ def build_albef(arguments: ModelArguments) -> tuple[AlbefForPreTraining, AlbefPr
         ValueError: weights that do not fit, or a vocabulary that does not belong to the text model.
     """
     if arguments.model_path is not None:
-        model = AlbefForPreTraining.from_pretrained(arguments.model_path)
-        return model, AlbefProcessor.from_pretrained(arguments.model_path)
+        return build_task_model(AlbefForPreTraining, arguments)
     text_fields = dict(arguments.text_config)
     if arguments.text_model is not None:
         bert = AutoConfig.from_pretrained(_text_folder(arguments.text_model))
         text_fields = {name: getattr(bert, name) for name in _BERT_FIELDS} | text_fields
         text_fields.setdefault("fusion_layer", bert.num_hidden_layers // 2)
     vision, source = vision_fields(arguments)
-    shared = (
-        "vision_pooling projection_dim queue_size momentum temperature temperature_minimum alpha alpha_ramp_epochs "
-        "same_image same_caption gather_negatives"
-    )
+    shared = (*_RECIPE, "vision_pooling", "projection_dim", "temperature")
     config = AlbefConfig(
         vision_config=vision,
         text_config=text_fields,
-        **{name: getattr(arguments, name) for name in shared.split()},
+        **{name: getattr(arguments, name) for name in shared},
     )
     processor = AlbefProcessor.from_parts(load_tokenizer(arguments.tokenizer), arguments.image_size)
     processor.check_text_model(config.text_config)  # type: ignore[arg-type]
@@ -158,4 +173,87 @@ def build_albef(arguments: ModelArguments) -> tuple[AlbefForPreTraining, AlbefPr
     model.reset_momentum()
     if arguments.gradient_checkpointing:
         model.gradient_checkpointing_enable()
+    return model, processor
+
+
+def _with_image_size(model: Model, size: int) -> Model:
+    """The same model for pictures of another size: position tables are interpolated, those of its copies too."""
+    config = copy.deepcopy(model.config)
+    vision: Any = config.vision_config
+    if getattr(vision, "image_size", size) == size:
+        return model
+    vision.image_size = size
+    resized = type(model)(config)
+    own, state = resized.state_dict(), model.state_dict()
+    for name, tensor in state.items():
+        if own[name].shape != tensor.shape:
+            if not name.endswith("position_embeddings"):
+                raise ValueError(
+                    f"{name} of a {vision.model_type!r} backbone cannot be resized to image_size {size}: it is "
+                    f"{tuple(tensor.shape)} and would have to be {tuple(own[name].shape)}"
+                )
+            state[name] = resize_positions(tensor, own[name].shape[1])
+    resized.load_state_dict(state)
+    resized.loading_report = f"{model.loading_report}; position tables resized to pictures of {size} pixels"  # type: ignore[attr-defined]
+    return resized
+
+
+def build_task_model(kind: type[Model], arguments: ModelArguments) -> tuple[Model, AlbefProcessor]:
+    """A model of a task and its processor, started from `model_path`, or from encoders as in pre-training.
+
+    The checkpoint says what the weights are, the arguments how they train (`queue_size`, `alpha` ...) and the size of
+    pictures, to which position tables are resized. `loading_report` of the model says what was new.
+
+    Raises:
+        ValueError: no such checkpoint, or one that leaves weights of the encoders without values.
+    """
+    if arguments.model_path is None:
+        start, processor = build_albef(arguments)
+        copied = ("momentum_copy.", "image_queue.", "text_queue.")  # they start anew with the model
+        state = {name: tensor for name, tensor in start.state_dict().items() if not name.startswith(copied)}
+        model = kind.from_pretrained(None, config=start.config, state_dict=state)
+    else:
+        model, processor = _load_task_model(kind, arguments.model_path, arguments)
+    if arguments.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    return model, processor
+
+
+def _load_task_model(kind: type[Model], path: str, arguments: ModelArguments) -> tuple[Model, AlbefProcessor]:
+    try:
+        config = AlbefConfig.from_pretrained(path)
+        for name in _RECIPE:
+            setattr(config, name, getattr(arguments, name))
+        model, report = kind.from_pretrained(path, config=config, output_loading_info=True)
+        processor = AlbefProcessor.from_pretrained(path)
+    except OSError as error:
+        raise ValueError(f"{path!r} is no model folder, nor found on the Hub: {error}") from error
+    lacking = sorted(
+        name
+        for name in report["missing_keys"]
+        if name.startswith("albef.") and not any(re.search(part, name) for part in kind.starts)
+    )
+    if lacking and not arguments.allow_missing_weights:
+        raise ValueError(
+            f"{path} lacks weights of {kind.__name__}: {', '.join(lacking[:5])}; "
+            "set allow_missing_weights to start them at random"
+        )
+    processor.image_processor.size = {"height": arguments.image_size, "width": arguments.image_size}
+    return _with_image_size(model, arguments.image_size), processor
+
+
+def load_trained_model(kind: type[Model], path: str) -> tuple[Model, AlbefProcessor]:
+    """A model of a task as it was trained, and its processor.
+
+    Raises:
+        ValueError: no such folder, or one whose weights do not fill this kind of model.
+    """
+    try:
+        model, report = kind.from_pretrained(path, output_loading_info=True)
+        processor = AlbefProcessor.from_pretrained(path)
+    except OSError as error:
+        raise ValueError(f"{path!r} is no model folder, nor found on the Hub: {error}") from error
+    lacking = sorted(report["missing_keys"])
+    if lacking:
+        raise ValueError(f"{path} has not been trained as {kind.__name__}: it lacks {', '.join(lacking[:5])}")
     return model, processor

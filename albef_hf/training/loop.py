@@ -45,6 +45,13 @@ def build_accelerator(arguments: TrainingArguments) -> Accelerator:
     )
 
 
+def device_name(device: torch.device) -> str:
+    """What a reader of the log would call it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
+
+
 @dataclass
 class Length:
     """Optimizer steps of a run and of an epoch."""
@@ -88,8 +95,10 @@ def train(
     max_rejected_fraction: float = 0.01,
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
     evaluation_name: str = "",
+    evaluated: Callable[[nn.Module, int, dict[str, float]], None] | None = None,
 ) -> nn.Module:
     """Train a method for the configured steps. Losses of micro-batches are averaged over an optimizer step.
+    `evaluated(method, step, metrics)` is called on all ranks after each evaluation.
 
     A run is a pure function of its arguments: before each micro-batch torch's generators are seeded from (seed,
     micro-batch, rank), so a run stopped at any checkpoint and resumed equals one that never stopped, bit for bit.
@@ -124,13 +133,11 @@ def train(
         name = getattr(getattr(method, "config", None), "model_type", getattr(method, "name", type(method).__name__))
         levels = method.levels(data.batch_size) if hasattr(method, "levels") else {}
         row = {"method": name, "chance": chance, "levels": levels, "parameters": parameters, "start": step}
+        row |= {"devices": accelerator.num_processes, "device": device_name(accelerator.device)}
         log.write({"kind": "run", **row, **vars(length)})
         if hasattr(method, "warnings"):
-            kind = arguments.optimizer
-            found_wrong = method.warnings(
-                rows=data.rows, batch_size=data.batch_size, total_steps=length.total_steps, optimizer=kind
-            )
-            for text in found_wrong:
+            known = {"rows": data.rows, "batch_size": data.batch_size, "total_steps": length.total_steps}
+            for text in method.warnings(**known, optimizer=arguments.optimizer):
                 accelerator.print(f"warning: {text}")
                 log.write({"kind": "warning", "step": step, "text": text})
     rejections = RejectionLog(folder / f"rejected{accelerator.process_index or ''}.jsonl", max_rejected_fraction)
@@ -213,13 +220,14 @@ def train(
             metrics = evaluate(method)
             if main:
                 log.write({"kind": "evaluation", "step": step, "name": evaluation_name, "metrics": metrics})
+            if evaluated is not None:
+                evaluated(method, step, metrics)
             model.train()
         if accelerator.num_processes == 1:
             agreed = stop["asked"]
         if step % arguments.save_every == 0 or agreed:
             if main:
-                scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
-                progress = {"step": step, "scaler": scaler}
+                progress = {"step": step, "scaler": accelerator.scaler and accelerator.scaler.state_dict()}
                 save_checkpoint(folder / "checkpoints", method, optimizer, progress, arguments.keep_checkpoints)
             accelerator.wait_for_everyone()
     bar.close()

@@ -1,0 +1,158 @@
+"""Visual grounding from heat maps: an expression and an image to a box, and how often it is the right one.
+
+As published (paper section 6.4, released `Grounding.py`): the Grad-CAM map of the whole expression, enlarged to the
+image by bicubic interpolation, scores the proposals of a detector by sum over area ** 0.5; the best one is right if
+its intersection over union with the annotated box is 0.5 at least. No box is seen in training.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from ..data.images import decode_image
+from ..explain import heat_maps, to_image_size
+from .boxes import (
+    Box,
+    centre_box,
+    check_box,
+    grounding_accuracy,
+    hottest_region,
+    intersection_over_union,
+    random_box_accuracy,
+    score_proposals,
+)
+
+
+@dataclass
+class Grounding:
+    """box: (4,) x, y, width, height in pixels; score: its heat; heat_map: (rows, columns) of patches."""
+
+    box: np.ndarray
+    score: float
+    heat_map: np.ndarray
+
+
+@dataclass
+class GroundingSample:
+    """An expression about an image, what it means, and what it may be. Boxes are x, y, width, height in pixels.
+
+    Args:
+        image: anything `decode_image` takes.
+        expression: the text.
+        box: of the object; None where it is not known.
+        proposals: (proposals, 4); none: the heat map alone has to do.
+    """
+
+    image: Any
+    expression: str
+    box: Box | None = None
+    proposals: Sequence[Box] = ()
+
+
+class AlbefGrounder:
+    """Expression and image to box, by any model with `albef` and `itm_head`.
+
+    Args:
+        model, processor: they belong together.
+        mode, layer: as in `albef_hf.explain.heat_maps`.
+        exponent: of the area that the heat of a proposal is divided by.
+        threshold: share of the maximum that belongs to the object where there are no proposals.
+
+    Example:
+
+        >>> AlbefGrounder(model, processor)(picture, "the red car").box
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        mode: str = "itm",
+        layer: int | None = None,
+        exponent: float = 0.5,
+        threshold: float = 0.5,
+    ) -> None:
+        self.model, self.processor, self.mode, self.layer = model, processor, mode, layer
+        self.exponent, self.threshold = exponent, threshold
+
+    def __call__(self, image: Image.Image, expression: str, proposals: Sequence[Box] = ()) -> Grounding:
+        """The box of one expression."""
+        return self.ground([GroundingSample(image, expression, proposals=proposals)])[0]
+
+    def ground(self, samples: Sequence[GroundingSample]) -> list[Grounding]:
+        """The boxes of a batch.
+
+        Raises:
+            ValueError: a proposal outside its image.
+        """
+        pictures = [decode_image(sample.image) for sample in samples]
+        inputs = self.processor(images=pictures, text=[sample.expression for sample in samples], return_tensors="pt")
+        weight = next(self.model.parameters())
+        maps = heat_maps(
+            self.model,
+            inputs["pixel_values"].to(weight.device, weight.dtype),
+            inputs["input_ids"].to(weight.device),
+            inputs["attention_mask"].to(weight.device),
+            self.mode,
+            self.layer,
+        ).sentence.float()
+        return [
+            self._choose(heat.cpu(), picture, sample)
+            for heat, picture, sample in zip(maps, pictures, samples, strict=True)
+        ]
+
+    def _choose(self, heat: torch.Tensor, picture: Image.Image, sample: GroundingSample) -> Grounding:
+        width, height = picture.size
+        full = to_image_size(heat, height, width).numpy()
+        proposals = np.asarray(sample.proposals, dtype=np.float64).reshape(-1, 4)
+        for row, proposal in enumerate(proposals):
+            check_box(proposal, width, height, f"proposal {row} of {sample.expression!r}")
+        if not len(proposals):
+            proposals = hottest_region(heat, height, width, self.threshold)[None]
+        scores = score_proposals(full, proposals, self.exponent)
+        best = int(scores.argmax())
+        return Grounding(box=proposals[best], score=float(scores[best]), heat_map=heat.numpy())
+
+
+def evaluate_grounding(
+    grounder: AlbefGrounder, samples: Sequence[GroundingSample], batch_size: int = 32, threshold: float = 0.5
+) -> dict[str, float]:
+    """Accuracy beside what no model reaches: a proposal at random, and the one in the middle.
+
+    Returns: `accuracy`, `centre_box_accuracy`, and where every sample has proposals `random_box_accuracy` and
+        `best_proposal_accuracy`, the highest accuracy these proposals allow.
+
+    Raises:
+        ValueError: no samples, a sample without its box, or a box outside its image.
+    """
+    if not len(samples):
+        raise ValueError("grounding needs samples, got none")
+    found, centres = [], []
+    for start in tqdm(range(0, len(samples), batch_size), desc="grounding", disable=None, leave=False):
+        batch = samples[start : start + batch_size]
+        for row, sample in enumerate(batch, start=start):
+            width, height = decode_image(sample.image).size
+            if sample.box is None:
+                raise ValueError(f"sample {row} ({sample.expression!r}) has no box to compare with")
+            check_box(sample.box, width, height, f"sample {row} ({sample.expression!r})")
+            centres.append(centre_box(width, height, np.asarray(sample.proposals, dtype=np.float64)))
+        found += [each.box for each in grounder.ground(batch)]
+    references = np.array([sample.box for sample in samples], dtype=np.float64)
+    metrics = {
+        "accuracy": grounding_accuracy(np.array(found), references, threshold),
+        "centre_box_accuracy": grounding_accuracy(np.array(centres), references, threshold),
+    }
+    if all(len(sample.proposals) for sample in samples):
+        proposals = [np.asarray(sample.proposals, dtype=np.float64) for sample in samples]
+        metrics["random_box_accuracy"] = random_box_accuracy(proposals, references, threshold)
+        best = [
+            each[int(intersection_over_union(each, reference).argmax())]
+            for each, reference in zip(proposals, references, strict=True)
+        ]
+        metrics["best_proposal_accuracy"] = grounding_accuracy(np.array(best), references, threshold)
+    return metrics

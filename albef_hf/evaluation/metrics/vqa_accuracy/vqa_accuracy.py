@@ -1,0 +1,67 @@
+"""VQA v2 accuracy as an `evaluate` metric; loads without a network from the path of this file.
+
+import evaluate
+from albef_hf.evaluation import VQA_ACCURACY
+
+metric = evaluate.load(VQA_ACCURACY)
+metric.compute(predictions=["cat"], references=[["cat"] * 9 + ["kitten"]], answer_types=["other"])
+"""
+
+from typing import Any
+
+import datasets
+import evaluate
+
+from albef_hf.evaluation.answers import answer_metrics
+
+_DESCRIPTION = """
+The accuracy of the VQA challenge: a third of a point for each person who gave the same answer, one point at most, as
+the mean over leaving out each person; answers are cleaned up as by the official scorer.
+"""
+
+_INPUTS = """
+Args:
+    predictions: one answer a question.
+    references: a list of people's answers a question, ten in VQA v2.
+    question_types: optional, one a question.
+    answer_types: optional, one a question.
+Returns:
+    accuracy, and accuracy_per_question_type and accuracy_per_answer_type where types were given, as fractions.
+Example:
+    >>> metric.compute(predictions=["2"], references=[["two"] * 10], answer_types=["number"])
+"""
+
+_CITATION = """
+@inproceedings{goyal2017making,
+  title={Making the V in VQA Matter: Elevating the Role of Image Understanding in Visual Question Answering},
+  author={Goyal, Yash and Khot, Tejas and Summers-Stay, Douglas and Batra, Dhruv and Parikh, Devi},
+  booktitle={Conference on Computer Vision and Pattern Recognition},
+  year={2017}
+}
+"""
+
+
+class VqaAccuracy(evaluate.Metric):
+    """See the module; the arithmetic is that of `albef_hf.evaluation.answers`."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_INPUTS,
+            features=datasets.Features(
+                {
+                    "predictions": datasets.Value("string"),
+                    "references": datasets.Sequence(datasets.Value("string")),
+                }
+            ),
+        )
+
+    def _compute(
+        self,
+        predictions: list[str],
+        references: list[list[str]],
+        question_types: list[str] | None = None,
+        answer_types: list[str] | None = None,
+    ) -> dict[str, Any]:
+        return answer_metrics(predictions, references, question_types, answer_types)

@@ -1,0 +1,75 @@
+"""What a model folder must be before anything in it is read: errors that name the file, and no unpickling at all."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+INDEX = "model.safetensors.index.json"
+
+
+def read_json(path: Path) -> Any:
+    """Raises:
+    ValueError: not JSON; names the file.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: not JSON ({error})") from error
+
+
+def check_json(folder: Path, names: Iterable[str]) -> None:
+    """Raises:
+    ValueError: one of these files is there and is not JSON; names it.
+    """
+    for path in (folder / name for name in names):
+        if path.is_file():
+            read_json(path)
+
+
+def check_model_folder(folder: Path, model_type: str) -> None:
+    """Look at a folder before transformers reads it.
+
+    Raises:
+        ValueError: config.json is missing, damaged or of another kind of model; a shard lies outside the folder, is
+            missing, or is no safetensors file; weights are cut or damaged. Names the file.
+    """
+    if (folder / "adapter_config.json").is_file():  # weights beside a model that lies elsewhere
+        return
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder / 'config.json'} is missing: not a model folder")
+    config = read_json(folder / "config.json")
+    found = config.get("model_type") if isinstance(config, dict) else None
+    if found != model_type:
+        raise ValueError(f"{folder / 'config.json'} is of a model of type {found!r}, not {model_type!r}")
+    names = {"model.safetensors"} if (folder / "model.safetensors").is_file() else set()
+    if (folder / INDEX).is_file():
+        names |= _shards(folder / INDEX)
+    for name in sorted(names):
+        try:
+            with safe_open(folder / name, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{folder / name} cannot be read: {error}") from error
+
+
+def _shards(index: Path) -> set[str]:
+    content = read_json(index)
+    shards = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(shards, dict):
+        raise ValueError(f"{index} has no weight_map")
+    for name in shards.values():
+        if (
+            not isinstance(name, str)
+            or not name.endswith(".safetensors")
+            or Path(name.replace("\\", "/")).name != name
+        ):
+            raise ValueError(f"{index} names {name!r}, which is not a safetensors file of this folder")
+        if not (index.parent / name).is_file():
+            raise ValueError(f"{index.parent / name} is missing, though {index.name} names it")
+    return set(shards.values())
+
+
+__all__ = ["check_json", "check_model_folder", "read_json"]

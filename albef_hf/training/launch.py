@@ -1,0 +1,106 @@
+"""What every training script does around the loop: places, seeds, describes, trains and finishes a run."""
+
+import dataclasses
+import importlib.metadata
+import json
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate.utils import set_seed
+from torch import nn
+
+from ..data.arguments import DataArguments
+from ..data.loading import TrainingData
+from .arguments import ModelArguments, TrainingArguments, resolved
+from .dry_run import describe_memory
+from .loop import build_accelerator, run_length, train
+
+PACKAGES = ("albef-hf", "torch", "transformers", "datasets", "accelerate", "timm")
+
+
+class Run(Protocol):
+    """A kind of run. It may also have `evaluated(method, step, metrics)`, called after each evaluation of the loop."""
+
+    @property
+    def method(self) -> nn.Module:
+        """What trains, see `training/loop.py`."""
+
+    @property
+    def data(self) -> TrainingData:
+        """Its batches."""
+
+    @property
+    def evaluation_name(self) -> str:
+        """What `evaluate` measures on; empty where it measures nothing."""
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Metrics during training. On all ranks."""
+
+    def draw(self, batch: dict[str, Any], path: Path) -> Path:
+        """The first batch as a picture."""
+
+    def finish(self, method: nn.Module, folder: Path, step: int) -> None:
+        """What comes after the last step. On all ranks."""
+
+
+def launch(
+    kind: Callable[..., Run],
+    model_arguments: ModelArguments,
+    data_arguments: DataArguments,
+    arguments: TrainingArguments,
+    *others: Any,
+    name: str,
+) -> None:
+    """Build a run and carry it out; with `dry_run`, only say what it would be.
+
+    Args:
+        kind: makes a run of all groups of arguments, and of an `accelerator`.
+        others: further groups of arguments.
+        name: for trackers.
+    """
+    groups = (model_arguments, data_arguments, arguments, *others)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    accelerator = build_accelerator(arguments)
+    set_seed(arguments.seed)
+    run = kind(*groups, accelerator=accelerator)
+    folder = Path(arguments.output_dir)
+    trainable = sum(p.numel() for p in run.method.parameters() if p.requires_grad)
+    length = run_length(arguments, run.data)
+    accelerator.print(
+        f"{trainable:,} trainable parameters, {run.data.rows:,} rows, {length.total_steps:,} steps "
+        f"({length.steps_per_epoch:,} an epoch)"
+    )
+    if arguments.dry_run:
+        if accelerator.is_main_process:
+            batch = next(run.data.batches())
+            batch.pop("rejected")
+            print(f"first batch: {run.draw(batch, folder / 'first_batch.png')}")
+            print(f"memory of a step: {describe_memory(run.method, run.data.to_device(batch, torch.device('cpu')))}")
+        return
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(resolved(*groups), encoding="utf-8")
+        versions = {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in PACKAGES}
+        (folder / "versions.json").write_text(json.dumps(versions, indent=2), encoding="utf-8")
+    accelerator.wait_for_everyone()
+    if arguments.evaluate_epochs:
+        every = max(1, round(arguments.evaluate_epochs * length.steps_per_epoch))
+        arguments = dataclasses.replace(arguments, evaluate_every=every)
+    if arguments.report_to != "none":
+        accelerator.init_trackers(name)
+    method = train(
+        run.method,
+        run.data,
+        arguments,
+        accelerator,
+        max_rejected_fraction=data_arguments.max_rejected_fraction,
+        evaluate=run.evaluate if run.evaluation_name else None,
+        evaluation_name=run.evaluation_name,
+        evaluated=getattr(run, "evaluated", None),
+    )
+    run.finish(method, folder, length.total_steps)
+    accelerator.end_training()

@@ -1,0 +1,124 @@
+"""What a downstream task needs to be told, and the data sets that follow from it."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from ..data.arguments import DataArguments
+from ..data.sources import check_keys
+from ..data.tasks import load_karpathy, load_task
+from .arguments import GROUPS
+
+# What describes a data set of a task: an entry of `mixture`, `validation`, and each of `tests`.
+ENTRY_KEYS = ("dataset", "options", "split", "revision", "columns", "image_root", "image_suffix")
+
+KARPATHY_LISTS = ("dataset_coco.json", "dataset_flickr30k.json")
+
+# Arguments of pre-training that the data of a task does not have; (what to use instead).
+_NOT_OF_TASKS = {
+    "image_column": "columns: {image: ...}",
+    "caption_column": "columns: {captions: ...}",
+    "id_column": "columns: {image_id: ...}",
+    "label_column": "columns: {label: ...}",
+    "streaming": "a map-style data set",
+    "evaluation_dataset": "validation and tests",
+    "evaluation_dataset_options": "validation and tests",
+    "evaluation_split": "validation and tests",
+    "evaluation_first_caption": "validation and tests",
+    "augmentation": "augmentation_options",
+    "max_caption_tokens": "the lengths each task has as published",
+    "mlm_probability": "nothing: no task masks words",
+}
+
+
+@dataclass
+class TaskArguments:
+    task: str = field(
+        default="retrieval",
+        metadata={
+            "help": "retrieval, question_answering, visual_reasoning, visual_entailment, text_assignment or grounding"
+        },
+    )
+    columns: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "column of the task -> its name in the data set; see docs"}
+    )
+    image_suffix: str = field(default="", metadata={"help": "appended to picture paths, e.g. .jpg"})
+    validation: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={"help": "what chooses the weights, e.g. {split: validation}; what it leaves out is as in training"},
+    )
+    tests: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "what is measured at the end, by name, e.g. {test: {split: test}}"}
+    )
+    chosen_by: str | None = field(default=None, metadata={"help": "metric that chooses; the task's own if left out"})
+    answer_list: str | None = field(
+        default=None, metadata={"help": "JSON list of the answers that may be given; those of the data if left out"}
+    )
+    ranked_answers: int = field(default=128, metadata={"help": "candidate answers scored for each question"})
+    evaluation_batch_size: int = field(default=64, metadata={"help": "rows at a time when nothing trains"})
+
+
+TASK_GROUPS = (*GROUPS, TaskArguments)
+
+
+def _entry(data: DataArguments, task: TaskArguments, changes: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Arguments of `load_task`: those of training, changed."""
+    check_keys(changes, (*ENTRY_KEYS, "weight"), where)
+    alone = {
+        "dataset": data.dataset,
+        "options": data.dataset_options,
+        "split": data.split,
+        "revision": data.revision,
+        "columns": task.columns,
+        "image_root": data.image_root,
+        "image_suffix": task.image_suffix,
+    }
+    if "dataset" in changes and changes["dataset"] != data.dataset and "options" not in changes:
+        alone["options"] = {}  # another loader has other options
+    return alone | {key: value for key, value in changes.items() if key != "weight"}
+
+
+def _load(kind: str, entry: dict[str, Any]) -> datasets.Dataset:
+    """Rows of a task; COCO and Flickr30K also from Karpathy's lists, which are told by their names."""
+    if kind == "retrieval" and Path(entry["dataset"]).name in KARPATHY_LISTS:
+        return load_karpathy(entry["dataset"], entry["split"], entry["image_root"])
+    return load_task(kind, **entry)
+
+
+def check_task_data(data: DataArguments) -> None:
+    """Raises:
+    ValueError: an argument of pre-training data that tasks do not have; names what to use instead.
+    """
+    for f in dataclasses.fields(data):
+        default = f.default if f.default is not dataclasses.MISSING else f.default_factory()  # type: ignore[misc]
+        if f.name in _NOT_OF_TASKS and getattr(data, f.name) != default:
+            raise ValueError(f"{f.name} is of pre-training; for a task use {_NOT_OF_TASKS[f.name]}")
+
+
+def load_training_parts(
+    data: DataArguments, task: TaskArguments, kind: str
+) -> tuple[dict[str, datasets.Dataset], list[float] | None]:
+    """The data sets to train on by name, and their weights where the mixture has them."""
+    entries = data.mixture or [{}]
+    weights = [entry["weight"] for entry in entries if "weight" in entry]
+    if weights and len(weights) < len(entries):
+        raise ValueError("mixture: give every data set a weight, or none")
+    parts = {}
+    for number, changes in enumerate(entries):
+        entry = _entry(data, task, changes, "mixture")
+        name = entry["dataset"] if entry["dataset"] not in parts else f"{entry['dataset']} ({number})"
+        parts[name] = _load(kind, entry)
+    return parts, [float(weight) for weight in weights] or None
+
+
+def load_evaluation_rows(
+    data: DataArguments, task: TaskArguments, kind: str, changes: Mapping[str, Any], where: str
+) -> datasets.Dataset:
+    """The rows of `validation` or of one of `tests`."""
+    if not isinstance(changes, Mapping):
+        raise ValueError(f"{where} must say what differs from training, such as {{split: {where}}}, not {changes!r}")
+    return _load(kind, _entry(data, task, changes, where))

@@ -1,0 +1,27 @@
+"""Measure a saved model of any task on the tests of a configuration:
+
+accelerate launch scripts/evaluate.py configs/emoji_vqa.yaml --model runs/emoji_vqa/model --output_dir runs/again
+accelerate launch scripts/evaluate.py configs/retrieval_coco.yaml --model OWNER/NAME --protocol coco-fine-tuned
+"""
+
+import argparse
+
+from albef_hf.training.arguments import parse_arguments
+from albef_hf.training.task_arguments import TASK_GROUPS
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--model", help="folder or Hub id of the model to measure")
+    parser.add_argument("--protocol", help="how a published retrieval figure is measured, see docs/downstream.md")
+    own, rest = parser.parse_known_args()
+    _, data_arguments, arguments, task = parse_arguments(rest, TASK_GROUPS)
+    if own.model is None:
+        raise ValueError("say which model to measure: --model FOLDER")
+    from albef_hf.training.task_run import evaluate_saved
+
+    evaluate_saved(own.model, own.protocol, data_arguments, arguments, task)
+
+
+if __name__ == "__main__":
+    main()
