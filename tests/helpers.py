@@ -48,6 +48,12 @@ def tiny_config(**changes) -> AlbefConfig:
     return AlbefConfig(**{**fields, "text_config": text, **changes})
 
 
+def shallow_model(**text) -> AlbefForPreTraining:
+    """One layer of each kind, for what takes its time a layer: tracing and compiling."""
+    vision = tiny_config().vision_config.to_dict() | {"num_hidden_layers": 1}
+    return tiny_model(vision_config=vision, text_config={"num_hidden_layers": 2, "fusion_layer": 1, **text})
+
+
 def tiny_model(seed: int = 0, **changes) -> AlbefForPreTraining:
     torch.manual_seed(seed)
     return AlbefForPreTraining(tiny_config(**changes))

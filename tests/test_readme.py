@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import tiny_model
+from helpers import shallow_model
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
@@ -37,8 +37,7 @@ def blocks(path: Path) -> list[str]:
 def after_quickstart(processor, tmp_path, monkeypatch):
     """A working folder as after the quickstart, with a small untrained model in it and some pictures."""
     folder = tmp_path / "runs" / "quickstart" / "model"
-    text = {"vocab_size": len(processor.tokenizer), "max_position_embeddings": 32}
-    tiny_model(text_config=text).save_pretrained(folder)
+    shallow_model(vocab_size=len(processor.tokenizer), max_position_embeddings=32).save_pretrained(folder)
     processor.save_pretrained(folder)
     (tmp_path / "pictures").mkdir()
     for name in ("red", "green", "blue"):

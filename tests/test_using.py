@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from helpers import tiny_batch, tiny_model
+from helpers import shallow_model, tiny_batch
 
 from albef_hf import AlbefForPreTraining
 from albef_hf.exporting import export_onnx
@@ -14,7 +14,7 @@ INPUTS = ("input_ids", "attention_mask", "pixel_values")
 
 @pytest.fixture
 def model():
-    return tiny_model().eval()
+    return shallow_model().eval()
 
 
 def scores(model, batch) -> torch.Tensor:
