@@ -34,31 +34,37 @@ def crop(pixels, recipe, generator):
 
 
 class DigitBatches:
-    """What the loop takes for `TrainingData`. The recipe never mirrors, and mixes colours so that they cannot help."""
+    """What the loop takes for `TrainingData`; with labels, for a supervised run.
 
-    batch_size = 128
+    The recipe never mirrors, and mixes colours and makes half of the views grey, so that colours cannot help: a network
+    without convolutions else tells pictures apart by them for hundreds of steps.
+    """
 
-    def __init__(self, pixels, seed):
-        self.pixels, self.seed, self.rows = pixels, seed, len(pixels)
-        self.steps_per_epoch = self.rows // self.batch_size
-        colours = {"jitter": [0.4, 0.4, 0.4, 0.1], "solarize": [0.0, 0.2], "blur": 0.0, "flip": 0.0}
-        self.recipes = view_recipes("barlow_twins", scale=[0.5, 1.0], **colours)
+    def __init__(self, pixels, seed, batch_size=128, labels=None):
+        self.pixels, self.seed, self.batch_size, self.labels = pixels, seed, batch_size, labels
+        self.rows = len(pixels)
+        self.steps_per_epoch = self.rows // batch_size
+        colours = {"jitter": [0.4, 0.4, 0.4, 0.0], "grey": 0.5, "solarize": 0.0, "blur": 0.0, "flip": 0.0}
+        self.recipe = view_recipes("barlow_twins", scale=[0.8, 1.0], **colours)[0]
+
+    def view(self, pixels, own, generator):
+        numbers = torch.from_numpy(np.stack([draw_view(self.recipe, own) for _ in pixels])).float()
+        view = augment_tensors(crop(pixels, self.recipe, generator), numbers)
+        channels = torch.rand(len(view), 3, generator=generator).argsort(1)
+        return view.gather(1, channels[:, :, None, None].expand_as(view))
 
     def batches(self, start=0):
         step = start
         while True:
             epoch, place = divmod(step, self.steps_per_epoch)
             order = np.random.default_rng([self.seed, 0, epoch]).permutation(self.rows)
-            chosen = self.pixels[order[place * self.batch_size : (place + 1) * self.batch_size]]
-            own, generator = np.random.default_rng([self.seed, 1, step]), torch.Generator().manual_seed(step)
-            views = []
-            for recipe in self.recipes:
-                numbers = torch.from_numpy(np.stack([draw_view(recipe, own) for _ in chosen])).float()
-                view = augment_tensors(crop(chosen, recipe, generator), numbers)
-                channels = torch.rand(len(view), 3, generator=generator).argsort(1)
-                views.append(view.gather(1, channels[:, :, None, None].expand_as(view)))
-            draws = torch.rand(len(chosen), generator=generator)
-            yield {"views": (torch.stack(views, 1) - MEAN) / STD, "shuffle_draws": draws, "rejected": []}
+            rows = order[place * self.batch_size : (place + 1) * self.batch_size]
+            own = np.random.default_rng([self.seed, 1, step])
+            generator = torch.Generator().manual_seed(int(own.integers(2**62)))
+            views = [self.view(self.pixels[rows], own, generator) for _ in range(2)]
+            batch = {"views": (torch.stack(views, 1) - MEAN) / STD, "rejected": []}
+            batch["shuffle_draws"] = torch.rand(len(rows), generator=generator)
+            yield batch if self.labels is None else batch | {"labels": self.labels[rows]}
             step += 1
 
     def to_device(self, batch, device):
