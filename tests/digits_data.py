@@ -36,8 +36,8 @@ def crop(pixels, recipe, generator):
 class DigitBatches:
     """What the loop takes for `TrainingData`; with labels, for a supervised run.
 
-    The recipe never mirrors, and mixes colours and makes half of the views grey, so that colours cannot help: a network
-    without convolutions else tells pictures apart by them for hundreds of steps.
+    The recipe never mirrors, and mixes colours and makes half of the views grey, so that colours cannot help: a
+    network without convolutions else tells pictures apart by them for hundreds of steps.
     """
 
     def __init__(self, pixels, seed, batch_size=128, labels=None):

@@ -63,7 +63,8 @@ def trained(folder, method, seed=0, batch_size=128, **arguments):
     """Scores before and after, and the warnings of a run."""
     pixels, labels = parts()[0]
     fields = {
-        "output_dir": str(folder), "batch_size": batch_size, "seed": seed, "minimum_learning_rate": 0.0, "warmup_learning_rate": 0.0, "warmup_steps": 20, "warmup_every": 1,
+        "output_dir": str(folder), "batch_size": batch_size, "seed": seed, "minimum_learning_rate": 0.0,
+        "warmup_learning_rate": 0.0, "warmup_steps": 20, "warmup_every": 1,
         "schedule": "cosine_per_step", "log_every": 20, "save_every": 10**6, "report_to": "none",
     }  # fmt: skip
     run = TrainingArguments(**{**fields, **arguments})
