@@ -51,6 +51,8 @@ def _with_cleaning(tokenizer: Any) -> PreTrainedTokenizerFast:
     """A copy that cleans what it is given and is loaded with the ending it has. (The class of BERT's tokenizer puts
     its own [SEP] back whenever it is loaded.)"""
     backend = copy.deepcopy(tokenizer.backend_tokenizer)
+    backend.no_truncation()  # both are left behind by the last call, and would be saved
+    backend.no_padding()
     backend.normalizer = normalizers.Sequence(
         [*_cleaning(), *([] if backend.normalizer is None else [backend.normalizer])]
     )

@@ -181,5 +181,6 @@ def test_the_saved_tokenizer_cleans_and_the_processors_own_does_not(model_folder
     again = AlbefProcessor.from_pretrained(model_folder)
     for each in (processor, again):
         assert each.tokenizer.tokenize("it's 1:30") == ["it", "'", "s", "1", ":", "30"]
+    again.tokenize_captions(["a " * 30, "b"], max_length=5)  # a call leaves its truncation behind
     again.save_pretrained(tmp_path)  # once more round, and nothing has piled up
     assert (tmp_path / "tokenizer.json").read_text() == (model_folder / "tokenizer.json").read_text()
