@@ -3,7 +3,8 @@
 python scripts/run_proof_tasks.py --model runs/emoji/model --seeds 1 2 3
 
 Each run is a run folder under `--output_dir`; what has been run is not run again. Figures are of test data, by the
-weights that validation chose. What follows `--` goes to every run: `-- --max_steps 50`.
+weights that validation chose; every test of a config has a row. What follows `--` goes to every run:
+`-- --max_steps 50`.
 """
 
 import argparse
@@ -34,37 +35,38 @@ def run_task(name: str, model: str, seed: int, folder: Path, flags: list[str]) -
 def measure(
     names: list[str], starts: dict[str, str], seeds: list[int], folder: Path, flags: list[str]
 ) -> dict[str, Any]:
-    """For each task the figures of each start, one a seed, and its baselines.
+    """For each test of each task the figures of each start, one a seed, and the baselines.
 
     Args:
         starts: what to call a start -> its `model_path`; `null` is from scratch.
     """
     found: dict[str, Any] = {}
     for name in names:
-        found[name] = {"starts": {}, "baselines": {}}
         for start, model in starts.items():
             for seed in seeds:
                 place = folder / f"{name}-{start.replace(' ', '_')}-{seed}"
                 if not (place / "results.json").is_file():
                     run_task(name, model, seed, place, flags)
-                results = json.loads((place / "results.json").read_text(encoding="utf-8"))["tests"]["test"]
-                found[name]["starts"].setdefault(start, []).append(results["chosen"][TASKS[name]])
-                found[name]["baselines"] = results["baselines"]
+                results = json.loads((place / "results.json").read_text(encoding="utf-8"))["tests"]
+                for test, result in results.items():
+                    row = found.setdefault(f"{name.removeprefix('emoji_')}, {test}", {"starts": {}})
+                    row["starts"].setdefault(start, []).append(result["chosen"][TASKS[name]])
+                    row["baselines"] = result["baselines"]
     return found
 
 
 def table(found: dict[str, Any]) -> str:
     """Mean and standard deviation over seeds, in percent, as Markdown; baselines are of the test data."""
-    starts = list(dict.fromkeys(start for task in found.values() for start in task["starts"]))
-    lines = ["| task | " + " | ".join(starts) + " | without a model |", "|---" * (2 + len(starts)) + "|"]
-    for name, task in found.items():
+    starts = list(dict.fromkeys(start for row in found.values() for start in row["starts"]))
+    lines = ["| task, test | " + " | ".join(starts) + " | without a model |", "|---" * (2 + len(starts)) + "|"]
+    for name, row in found.items():
         cells = []
         for start in starts:
-            values = [100 * value for value in task["starts"][start]]
+            values = [100 * value for value in row["starts"][start]]
             spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else " (one seed)"
             cells.append(f"{statistics.mean(values):.1f}{spread}")
-        baselines = "; ".join(f"{what} {100 * value:.1f}" for what, value in task["baselines"].items())
-        lines.append(f"| {name.removeprefix('emoji_')} | " + " | ".join([*cells, baselines]) + " |")
+        baselines = "; ".join(f"{what} {100 * value:.1f}" for what, value in row["baselines"].items())
+        lines.append(f"| {name} | " + " | ".join([*cells, baselines]) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -360,20 +360,24 @@ def test_proof_tasks_that_have_been_run_are_not_run_again(tmp_path, monkeypatch)
             "last": {"accuracy": 0.9},
             "baselines": {"most frequent class": 0.34},
         }
-        (folder / "results.json").write_text(json.dumps({"tests": {"test": test}}))
+        other = test | {"chosen": {"accuracy": accuracy / 2}}
+        (folder / "results.json").write_text(json.dumps({"tests": {"test": test, "other_design": other}}))
 
     monkeypatch.setitem(script["measure"].__globals__, "run_task", run_task)
     starts = {"pre-trained": "runs/emoji/model", "from scratch": "null"}
     for _ in range(2):
         found = script["measure"](["emoji_entailment"], starts, [1, 3], tmp_path, ["--max_steps", "5"])
     assert len(started) == 4 and started[0] == ("emoji_entailment", "runs/emoji/model", 1, ["--max_steps", "5"])
-    last = script["table"](found).splitlines()[-1]
-    assert last == "| entailment | 52.0 ± 1.4 | 27.0 ± 1.4 | most frequent class 34.0 |"
+    assert script["table"](found).splitlines()[-2:] == [
+        "| entailment, test | 52.0 ± 1.4 | 27.0 ± 1.4 | most frequent class 34.0 |",
+        "| entailment, other_design | 26.0 ± 0.7 | 13.5 ± 0.7 | most frequent class 34.0 |",
+    ]
 
 
 def test_proof_tasks_name_configs_that_are_there():
     script = runpy.run_path(str(ROOT / "scripts" / "run_proof_tasks.py"))
     for name, metric in script["TASKS"].items():
         _, data, arguments, task = parse_arguments([str(ROOT / "configs" / f"{name}.yaml")], TASK_GROUPS)
-        assert TASK_KINDS[task.task].metric == metric and task.tests.keys() == {"test"}
+        assert TASK_KINDS[task.task].metric == metric and task.tests.keys() == {"test", "other_design"}
+        assert task.tests["other_design"]["options"]["designs"] == ["windows"]
         assert data.dataset_options["part"] == "train" and arguments.output_dir == f"runs/{name}"
