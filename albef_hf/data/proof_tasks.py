@@ -20,6 +20,7 @@ from .emoji import PERMISSIVE, load_emoji_corpus
 from .images import decode_image
 
 CELL = 72
+COVER = 24  # the side of what covers a corner
 PARTS = ("train", "test", "validation")
 MINIMUM_SHARE = 0.5  # of the coloured pixels that the dominant colour must hold
 
@@ -208,12 +209,12 @@ def load_proof_reasoning(
 def load_proof_entailment(
     part: str = "train", size: int = 2000, designs: Sequence[str] = PERMISSIVE, seed: int = 0
 ) -> datasets.Dataset:
-    """Does the picture decide the sentence? Two cells, of which one may be covered by a grey square.
+    """Does the picture decide the sentence? One drawing; a grey square may cover a corner and what may be under it.
 
-    Sentences are "there is A" and "there is no A", A being the name of an emoji. Of what is seen the first is entailed
-    and the second a contradiction; of what is not there, in an open picture, it is the other way round; where a cell
-    is covered, what is not seen may lie under it: neutral. Each label has a third, and no sentence tells its label;
-    who sees covers and "no" but recognises nothing is right in two of three.
+    Sentences are "there is A" and "there is no A", A being the name of an emoji. Of the emoji that is drawn the first
+    is entailed and the second a contradiction; of another one, in an open picture, it is the other way round; where a
+    corner is covered, what is not seen may lie under it: neutral. Each label has a third, and no sentence tells its
+    label; who sees covers and "no" but recognises nothing is right in two of three.
 
     Returns: columns `image`, `sentence`, `label` (contradiction, neutral, entailment).
     """
@@ -223,21 +224,17 @@ def load_proof_entailment(
     for _ in range(size):
         label = _choice(generator, ("contradiction", "neutral", "entailment"))
         denied = bool(generator.integers(2))
-        first = _choice(generator, drawings)
-        second = _other(generator, drawings, lambda each: each.emoji == first.emoji)  # noqa: B023
-        absent = _other(generator, drawings, lambda each: each.emoji in (first.emoji, second.emoji))  # noqa: B023
+        drawing = _choice(generator, drawings)
+        absent = _other(generator, drawings, lambda each: each.emoji == drawing.emoji)  # noqa: B023
         # What is seen is entailed when affirmed and contradicted when denied.
         seen = label != "neutral" and (label == "contradiction") == denied
         # A closed picture cannot say that something is absent.
         covered = label == "neutral" or (seen and bool(generator.integers(2)))
-        canvas = Image.new("RGB", (2 * CELL, CELL), "white")
-        places = [0, CELL] if generator.integers(2) else [CELL, 0]
-        canvas.paste(first.image, (places[0], 0))
+        canvas = drawing.image.copy()
         if covered:
-            canvas.paste((128, 128, 128), (places[1] + 4, 4, places[1] + CELL - 4, CELL - 4))
-        else:
-            canvas.paste(second.image, (places[1], 0))
-        name = first.name if seen else absent.name
+            x, y = (int(side) * (CELL - COVER) for side in generator.integers(2, size=2))
+            canvas.paste((128, 128, 128), (x, y, x + COVER, y + COVER))
+        name = drawing.name if seen else absent.name
         rows.append({"image": canvas, "sentence": f"there is {'no ' if denied else ''}{name}", "label": label})
     return _table(rows)
 
