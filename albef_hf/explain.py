@@ -20,9 +20,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from .modeling_albef_text import eager_attention_forward
 
 MODES = ("itm", "itc")
-DEFAULT_LAYER = (
-    8  # of 12, counted from 0 over text and fusion layers: the third fusion layer of the base configuration
-)
 _RECORDED = "albef_recorded_attention"
 
 
@@ -83,7 +80,7 @@ def _cross_attention(model: Any, layer: int | None) -> nn.Module:
     text_model = model.albef.text_model
     layers, first = text_model.encoder.layer, text_model.config.fusion_layer
     if layer is None:
-        layer = DEFAULT_LAYER if len(layers) == 12 else first + (len(layers) - first) // 3
+        layer = first + (len(layers) - first + 1) // 3
     if not first <= layer < len(layers):
         raise ValueError(f"layer must be a fusion layer, {first} to {len(layers) - 1}, not {layer}")
     return layers[layer].crossattention.self
@@ -127,8 +124,8 @@ def heat_maps(
         pixel_values: (batch, channels, height, width).
         input_ids, attention_mask: (batch, tokens).
         mode: `itm` or `itc`.
-        layer: fusion layer of `itm`, counted over all text layers; 8 of 12 (published) where left out, or the one a
-            third into the fusion encoder of a smaller model.
+        layer: fusion layer of `itm`, counted from 0 over text and fusion layers; where left out the one a third into
+            the fusion encoder: 8 of the base configuration, the third of its six, as published; the last of two.
 
     Raises:
         ValueError: an unknown mode, a layer that is no fusion layer, a backbone without what `itc` needs, or as many

@@ -1,5 +1,7 @@
 """Heat maps: recorded values, a model left as it was, pictures, and boxes from them."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from helpers import load_reference, reference_model, tiny_model, to_double
 from PIL import Image
 from transformers.models.vit import modeling_vit
 
+from albef_hf.configuration_albef import AlbefTextConfig
 from albef_hf.evaluation.boxes import (
     centre_box,
     check_box,
@@ -17,8 +20,8 @@ from albef_hf.evaluation.boxes import (
     score_proposals,
 )
 from albef_hf.evaluation.grounding import AlbefGrounder, GroundingSample, evaluate_grounding
-from albef_hf.explain import explain, heat_maps, overlay, to_image_size
-from albef_hf.modeling_albef_text import eager_attention_forward
+from albef_hf.explain import _cross_attention, explain, heat_maps, overlay, to_image_size
+from albef_hf.modeling_albef_text import AlbefTextModel, eager_attention_forward
 
 IMAGE = Image.new("RGB", (40, 20), "white")
 
@@ -88,7 +91,22 @@ def test_shapes_follow_the_image_and_padding_is_cold():
     found = heat_maps(model, *pairs(model, height=32, width=64))
     assert found.per_token.shape == (2, 7, 2, 4) and found.sentence.shape == (2, 2, 4)
     assert (found.per_token[1, 5:] == 0).all() and (found.per_token[1, :5] != 0).any()
-    assert not torch.equal(found.sentence, heat_maps(model, *pairs(model, height=32, width=64), layer=3).sentence)
+    assert not torch.equal(found.sentence, heat_maps(model, *pairs(model, height=32, width=64), layer=2).sentence)
+
+
+@pytest.mark.parametrize(("layers", "fusion_layer", "expected"), [(12, 6, 8), (4, 2, 3), (6, 3, 4), (3, 2, 2)])
+def test_the_layer_a_third_into_the_fusion_encoder_explains(layers, fusion_layer, expected):
+    config = AlbefTextConfig(
+        hidden_size=8,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        intermediate_size=8,
+        fusion_layer=fusion_layer,
+        encoder_hidden_size=8,
+    )
+    text_model = AlbefTextModel(config)
+    chosen = _cross_attention(SimpleNamespace(albef=SimpleNamespace(text_model=text_model)), None)
+    assert chosen is text_model.encoder.layer[expected].crossattention.self
 
 
 def test_what_cannot_be_explained_is_named():
