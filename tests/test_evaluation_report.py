@@ -12,7 +12,7 @@ from PIL import Image
 
 from albef_hf.data.retrieval import RetrievalData
 from albef_hf.evaluation import RetrievalResult
-from albef_hf.evaluation.curves import plot_curves, read_log
+from albef_hf.evaluation.curves import RunLog, plot_curves, read_log
 from albef_hf.evaluation.report import write_report
 
 EVIL = '<script>alert(1)</script><img src="http://evil.example/x.png">'
@@ -216,6 +216,13 @@ def test_each_loss_is_drawn_with_its_chance_level(tmp_path, monkeypatch):
         "redundancy": 2.5,
         "Retrieval R@10: toys": 0.1,
     }
+
+
+def test_a_total_that_is_no_sum_of_parts_has_no_chance_level():
+    row = {"step": 1, "loss": 29.0, "loss_per_token": 11.0}
+    assert RunLog(run={"chance": {"loss_per_token": 10.3}}, train=[row]).chance("loss") is None
+    two = {**row, "loss_other": 1.0}
+    assert RunLog(run={"chance": {"loss_per_token": 10.3, "loss_other": 2.0}}, train=[two]).chance("loss") == 12.3
 
 
 def test_chance_of_an_evaluation_is_found_beside_the_log(tmp_path):

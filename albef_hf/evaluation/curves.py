@@ -80,11 +80,12 @@ class RunLog:
         return sorted(names, key=lambda name: name != "loss")
 
     def chance(self, name: str) -> float | None:
-        """The value of a loss for a model that knows nothing; for the total, the sum where every part has one."""
+        """The value of a loss for a model that knows nothing; of the total, the sum of several parts."""
         levels = self.run.get("chance", {})
         if name == "loss" and name not in levels:
             parts = [part for part in self.loss_names() if part != "loss"]
-            return sum(levels[part] for part in parts) if parts and all(part in levels for part in parts) else None
+            known = len(parts) > 1 and all(part in levels for part in parts)
+            return sum(levels[part] for part in parts) if known else None
         return levels.get(name)
 
     def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -260,6 +261,8 @@ def _draw_value(axes: Axes, log: RunLog, name: str) -> None:
     if name == "learning_rate":
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
         axes.set_ylim(bottom=0)
+    elif np.ptp(values) < 1e-4 * abs(values[-1]):  # constant but for rounding
+        axes.set_ylim(sorted((0.9 * values[-1], 1.1 * values[-1])))
     elif name == "gradient_norm" and values.min() > 0 and values.max() > 30 * float(np.median(values)):
         axes.set_yscale("log")
     elif name == "samples_per_second":
