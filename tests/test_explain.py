@@ -248,3 +248,7 @@ def test_a_real_map_grounds():
         [GroundingSample(IMAGE, "one two", box=[0, 0, 10, 5], proposals=[[0, 0, 10, 5], [20, 0, 10, 5]])],
     )
     assert metrics["accuracy"] in (0.0, 1.0) and metrics["random_box_accuracy"] == 0.5
+
+
+def test_the_region_of_a_map_without_heat_is_the_whole_image():
+    assert hottest_region(torch.zeros(2, 3), 40, 60).tolist() == [0, 0, 60, 40]

@@ -62,7 +62,8 @@ def score_proposals(heat_map: np.ndarray, proposals: np.ndarray, exponent: float
 
 
 def hottest_region(heat_map: torch.Tensor, height: int, width: int, threshold: float = 0.5) -> np.ndarray:
-    """A box without proposals: around the connected patches that reach `threshold` of the maximum and hold most heat.
+    """A box without proposals: around the connected patches that reach `threshold` of the maximum and hold most heat;
+    the whole image where nothing is warm.
 
     Args:
         heat_map: (rows, columns) of patches.
@@ -84,8 +85,8 @@ def hottest_region(heat_map: torch.Tensor, height: int, width: int, threshold: f
             break
         labels = spread
     held = np.bincount(labels.ravel(), weights=heat.ravel())
-    held[0] = -np.inf
-    y, x = np.nonzero(labels == held.argmax())
+    regions = np.unique(labels[hot])
+    y, x = np.nonzero(labels == regions[held[regions].argmax()])
     top, left, bottom, right = y.min() / rows, x.min() / columns, (y.max() + 1) / rows, (x.max() + 1) / columns
     return np.array([left * width, top * height, (right - left) * width, (bottom - top) * height])
 
