@@ -262,7 +262,7 @@ def _draw_value(axes: Axes, log: RunLog, name: str) -> None:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
         axes.set_ylim(bottom=0)
     elif np.ptp(values) < 1e-4 * abs(values[-1]):  # constant but for rounding
-        axes.set_ylim(sorted((0.9 * values[-1], 1.1 * values[-1])))
+        axes.set_ylim(*sorted((0.9 * values[-1], 1.1 * values[-1])))
     elif name == "gradient_norm" and values.min() > 0 and values.max() > 30 * float(np.median(values)):
         axes.set_yscale("log")
     elif name == "samples_per_second":
