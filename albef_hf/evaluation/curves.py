@@ -261,12 +261,12 @@ def _draw_value(axes: Axes, log: RunLog, name: str) -> None:
     if name == "learning_rate":
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
         axes.set_ylim(bottom=0)
-    elif np.ptp(values) < 1e-4 * abs(values[-1]):  # constant but for rounding
-        axes.set_ylim(*sorted((0.9 * values[-1], 1.1 * values[-1])))
     elif name == "gradient_norm" and values.min() > 0 and values.max() > 30 * float(np.median(values)):
         axes.set_yscale("log")
     elif name == "samples_per_second":
         axes.set_ylim(0, float(values.max()) * 1.15 or 1.0)
+    elif np.ptp(values) < 1e-4 * abs(values[-1]):  # constant but for rounding
+        axes.set_ylim(*sorted((0.9 * values[-1], 1.1 * values[-1])))
 
 
 def _draw_accuracies(axes: Axes, log: RunLog, name: str) -> None:
