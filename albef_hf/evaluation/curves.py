@@ -265,7 +265,7 @@ def _draw_value(axes: Axes, log: RunLog, name: str) -> None:
         axes.set_yscale("log")
     elif name == "samples_per_second":
         axes.set_ylim(0, float(values.max()) * 1.15 or 1.0)
-    elif np.ptp(values) < 1e-4 * abs(values[-1]):  # constant but for rounding
+    elif level is None and np.ptp(values) < 1e-4 * abs(values[-1]):  # constant but for rounding
         axes.set_ylim(*sorted((0.9 * values[-1], 1.1 * values[-1])))
 
 
