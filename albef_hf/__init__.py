@@ -12,7 +12,7 @@ from transformers import (
 )
 
 from .configuration_albef import AlbefConfig, AlbefTextConfig
-from .convert_original import export_original_checkpoint, load_original_checkpoint
+from .convert.albef import export_original_checkpoint, load_original_checkpoint
 from .modeling_albef import AlbefModel, AlbefOutput
 from .modeling_albef_classification import (
     AlbefClassificationOutput,
@@ -29,10 +29,11 @@ from .modeling_albef_question_answering import (
 from .modeling_albef_retrieval import AlbefForImageTextRetrieval, AlbefForImageTextRetrievalOutput
 from .modeling_albef_text import AlbefTextModel
 from .processing_albef import AlbefProcessor
-from .version import __version__ as __version__
+
+__version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .retriever import AlbefRetriever
+    from .inference.retriever import AlbefRetriever
 
 AutoConfig.register("albef", AlbefConfig, exist_ok=True)
 AutoConfig.register("albef_text", AlbefTextConfig, exist_ok=True)
@@ -47,7 +48,7 @@ AutoProcessor.register(AlbefConfig, AlbefProcessor, exist_ok=True)
 def __getattr__(name: str) -> Any:
     """The retriever is imported when it is asked for: it brings `datasets` along."""
     if name == "AlbefRetriever":
-        from .retriever import AlbefRetriever
+        from .inference.retriever import AlbefRetriever
 
         return AlbefRetriever
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,7 +7,7 @@ those of COCO captions. Each image meets k texts. Three ways, one after the othe
 
 published   the image's tokens are repeated for every text, projected for every pair, texts padded to --max_length
 trimmed     the same, but texts padded to the longest of the k only
-ours        `albef_hf.evaluation.retrieval_stages.match`, which an evaluation calls
+ours        `albef_hf.evaluation.retrieval_ranking.match`, which an evaluation calls
 """
 
 import argparse
@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from albef_hf.configuration_albef import AlbefTextConfig
-from albef_hf.evaluation.retrieval_stages import length_batches, match
+from albef_hf.evaluation.retrieval_ranking import length_batches, match
 from albef_hf.modeling_albef_text import AlbefTextModel
 
 

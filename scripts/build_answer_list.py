@@ -24,7 +24,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse()
-    from albef_hf.data.tasks import answer_coverage, answers_of, load_task, most_frequent_answers
+    from albef_hf.tasks.rows import answer_coverage, answers_of, load_task, most_frequent_answers
 
     columns = dict(pair.split("=", 1) for pair in arguments.columns)
     rows = []

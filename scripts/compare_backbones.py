@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from compare_image_methods import run, table
 
-from albef_hf.evaluation.curves import read_log
+from albef_hf.reporting.log import read_log
 
 METRICS = {
     "image_to_text_r1": "image to text R@1",

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from albef_hf.evaluation.curves import read_log
+from albef_hf.reporting.log import read_log
 
 SCRIPTS = Path(__file__).resolve().parent
 COLUMNS = {"knn_20": "20 neighbours", "knn_200": "200 neighbours", "logistic_regression": "logistic regression"}

@@ -38,9 +38,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def convert(arguments: argparse.Namespace) -> None:
     from albef_hf import AlbefProcessor
-    from albef_hf.convert_original import OPTIONS, convert_checkpoint
+    from albef_hf.convert.albef import OPTIONS, convert_checkpoint
+    from albef_hf.convert.verification import compare, describe, fixed_inputs, outputs
     from albef_hf.training.initialization import load_tokenizer
-    from albef_hf.verification import compare, describe, fixed_inputs, outputs
 
     options = {name: getattr(arguments, name) for name in OPTIONS if getattr(arguments, name) is not None}
     model, report = convert_checkpoint(arguments.source, task=arguments.task, ignore=arguments.ignore, **options)
@@ -81,7 +81,7 @@ def export(arguments: argparse.Namespace) -> None:
     from safetensors.torch import save_file
     from transformers import AutoConfig
 
-    from albef_hf.convert_original import MODELS, export_original_checkpoint, model_class
+    from albef_hf.convert.albef import MODELS, export_original_checkpoint, model_class
 
     if not (arguments.source / "config.json").is_file():
         raise ValueError(f"{arguments.source} is no model folder: it has no config.json")

@@ -23,7 +23,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse(sys.argv[1:])
-    from ssl_methods.convert_original import load_image_checkpoint, save_image_folder
+    from ssl_methods.convert import load_image_checkpoint, save_image_folder
 
     try:
         model, report = load_image_checkpoint(arguments.source, arguments.heads, arguments.image_size)

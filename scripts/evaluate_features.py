@@ -38,7 +38,7 @@ def main() -> None:
     from albef_hf.evaluation.probes import KNN_PROTOCOLS, knn_accuracy, linear_probe, logistic_regression
     from albef_hf.training.initialization import build_vision_backbone
     from ssl_methods.augment import view_recipes
-    from ssl_methods.run import load_pictures
+    from ssl_methods.pictures import load_pictures
     from ssl_methods.supervised import train_supervised
 
     if own.knn_protocol not in KNN_PROTOCOLS:

@@ -21,7 +21,7 @@ def main() -> None:
     )
     options = parser.parse_args()
 
-    from albef_hf.publishing import stage, upload
+    from albef_hf.reporting.publishing import stage, upload
 
     with tempfile.TemporaryDirectory() as scratch:
         target = options.dry_run or Path(scratch) / "upload"

@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 
 from albef_hf.data.arguments import DataArguments
+from albef_hf.data.batches import Collator, Samples, TrainingData
 from albef_hf.data.corpora import Corpora
 from albef_hf.data.images import decode_image
-from albef_hf.data.loading import Collator, Samples, TrainingData, assemble
+from albef_hf.data.loading import assemble
 
 from .augment import (
     ViewRecipe,

@@ -12,7 +12,7 @@ from albef_hf.vision_backbone import VisionBackbone
 
 from .augment import ViewRecipe, crop_view, draw_view, normalize_pixels, to_unit_range
 from .data import to_channels
-from .run import Pictures
+from .pictures import Pictures
 
 
 def train_supervised(

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from albef_hf.data.builtin.small_images import load_digits
 from albef_hf.data.images import decode_image
-from albef_hf.data.small_images import load_digits
 from albef_hf.evaluation.probes import knn_accuracy
 from ssl_methods.augment import augment_tensors, draw_view, to_unit_range, view_recipes
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from albef_hf import AlbefConfig, AlbefForPreTraining, load_original_checkpoint
-from albef_hf.convert_original import infer_config
+from albef_hf.convert.albef import infer_config
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

@@ -15,7 +15,7 @@ from helpers import load_reference, published_shapes, published_state, tiny_mode
 from safetensors.torch import load_file, save_file
 
 from albef_hf import AlbefForPreTraining, load_original_checkpoint
-from albef_hf.convert_original import (
+from albef_hf.convert.albef import (
     MODELS,
     convert_checkpoint,
     convert_state,
@@ -24,10 +24,10 @@ from albef_hf.convert_original import (
     model_class,
     saved_state,
 )
-from albef_hf.original_files import read_state
-from albef_hf.original_layouts import TASKS
-from albef_hf.original_state import restore_state, sniff_task
-from albef_hf.verification import compare, fixed_inputs, outputs
+from albef_hf.convert.files import read_state
+from albef_hf.convert.layouts import TASKS
+from albef_hf.convert.state import restore_state, sniff_task
+from albef_hf.convert.verification import compare, fixed_inputs, outputs
 
 COUNTS = {
     "pretraining": 844,
@@ -370,9 +370,9 @@ def test_only_one_place_reads_pickled_tensors_and_it_is_strict():
         for path in (root / folder).rglob("*.py"):
             for line in path.read_text(encoding="utf-8").splitlines():
                 if re.search(r"torch\.load\(|pickle\.loads?\(", line):
-                    calls.setdefault(path.name, []).append(line.strip())
-    assert list(calls) == ["original_files.py"]
-    assert calls["original_files.py"] == ['return torch.load(path, map_location="cpu", weights_only=True)']
+                    calls.setdefault(path.relative_to(root).as_posix(), []).append(line.strip())
+    assert list(calls) == ["albef_hf/convert/files.py"]
+    assert calls["albef_hf/convert/files.py"] == ['return torch.load(path, map_location="cpu", weights_only=True)']
 
 
 # -- the script -------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import torch
 from helpers import FIXTURES
 from transformers import AutoModel
 
-from ssl_methods.convert_original import _resnet, load_image_checkpoint, save_image_folder, sniff_method
+from ssl_methods.convert import _resnet, load_image_checkpoint, save_image_folder, sniff_method
 from ssl_methods.haiku_pickle import read_haiku_pickle
 
 VIT = {"depth": 2, "img_size": 32, "num_classes": 0}

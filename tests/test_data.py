@@ -15,12 +15,9 @@ from transformers import BertTokenizer
 
 from albef_hf import AlbefProcessor
 from albef_hf.data.arguments import DataArguments
-from albef_hf.data.loading import (
-    RejectionLog,
-    build_retrieval_data,
-    build_training_data,
-    mask_tokens,
-)
+from albef_hf.data.batches import RejectionLog, mask_tokens
+from albef_hf.data.loading import build_training_data
+from albef_hf.data.retrieval import build_retrieval_data
 from albef_hf.data.sources import load_corpus
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from albef_hf.data.emoji import _build, load_emoji_corpus
+from albef_hf.data.builtin.emoji import _build, load_emoji_corpus
 from albef_hf.data.images import decode_image
 
 

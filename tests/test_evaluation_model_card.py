@@ -16,7 +16,7 @@ from transformers import BertTokenizerFast, ViTConfig, ViTImageProcessor, ViTMod
 
 from albef_hf import AlbefProcessor
 from albef_hf.evaluation import RetrievalResult
-from albef_hf.evaluation.model_card import DataSource, write_model_card
+from albef_hf.reporting.model_card import DataSource, write_model_card
 from albef_hf.training.loop import device_name
 
 

@@ -12,8 +12,9 @@ from PIL import Image
 
 from albef_hf.data.retrieval import RetrievalData
 from albef_hf.evaluation import RetrievalResult
-from albef_hf.evaluation.curves import RunLog, plot_curves, read_log
-from albef_hf.evaluation.report import write_report
+from albef_hf.reporting.curves import plot_curves
+from albef_hf.reporting.log import RunLog, read_log
+from albef_hf.reporting.report import write_report
 
 EVIL = '<script>alert(1)</script><img src="http://evil.example/x.png">'
 RUN = {
@@ -199,7 +200,7 @@ def test_curves_of_odd_logs(tmp_path, rows):
 
 def test_each_loss_is_drawn_with_its_chance_level(tmp_path, monkeypatch):
     drawn = {}
-    from albef_hf.evaluation import curves
+    from albef_hf.reporting import curves
 
     monkeypatch.setattr(
         curves, "_chance_line", lambda axes, level, label: drawn.setdefault(axes.get_title("left"), level)

@@ -15,8 +15,8 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from albef_hf.data.retrieval import RetrievalData
-from albef_hf.evaluation import RetrievalResult, evaluate_retrieval, retrieval, retrieval_stages
-from albef_hf.evaluation.retrieval_stages import length_batches
+from albef_hf.evaluation import RetrievalResult, evaluate_retrieval, retrieval, retrieval_ranking
+from albef_hf.evaluation.retrieval_ranking import length_batches
 
 WIDTH = 6
 
@@ -176,8 +176,8 @@ def same(first: RetrievalResult, second: RetrievalResult) -> None:
 def test_blocks_and_memory_change_nothing(k, monkeypatch):
     model, data = ToyModel(), make_data()
     whole = evaluate_retrieval(model, ToyProcessor(), data, k=k, batch_size=64)
-    monkeypatch.setattr(retrieval_stages, "SIMILARITIES_AT_ONCE", 30)
-    monkeypatch.setattr(retrieval_stages, "PAIRS_AT_ONCE", 2)
+    monkeypatch.setattr(retrieval_ranking, "SIMILARITIES_AT_ONCE", 30)
+    monkeypatch.setattr(retrieval_ranking, "PAIRS_AT_ONCE", 2)
     same(whole, evaluate_retrieval(model, ToyProcessor(), data, k=k, batch_size=2, token_memory=1))
 
 
@@ -241,11 +241,11 @@ def test_the_sum_adds_cosine_to_the_matching_logit_and_contrast_needs_no_head():
 
 
 def test_texts_are_fused_with_others_of_their_length(monkeypatch):
-    monkeypatch.setattr(retrieval_stages, "BUCKET_PAIRS", 2)
+    monkeypatch.setattr(retrieval_ranking, "BUCKET_PAIRS", 2)
     lengths = torch.tensor([3, 4, 4, 6, 7, 11, 20, 21])
     # 7 begins a bucket, but so few are waiting from 11 on that one of 20 still joins them.
     assert [lengths[batch].tolist() for batch in length_batches(lengths)] == [[3, 4, 4, 6], [7, 11], [20, 21]]
-    monkeypatch.setattr(retrieval_stages, "PAIRS_AT_ONCE", 3)
+    monkeypatch.setattr(retrieval_ranking, "PAIRS_AT_ONCE", 3)
     assert [lengths[batch].tolist() for batch in length_batches(lengths)][0] == [3, 4, 4]
     data = make_data()
     assert max(len(text) for text in data.texts) - min(len(text) for text in data.texts) >= 8

@@ -19,8 +19,8 @@ from albef_hf.evaluation.boxes import (
     random_box_accuracy,
     score_proposals,
 )
+from albef_hf.evaluation.explain import _cross_attention, explain, heat_maps, overlay, to_image_size
 from albef_hf.evaluation.grounding import AlbefGrounder, GroundingSample, evaluate_grounding
-from albef_hf.explain import _cross_attention, explain, heat_maps, overlay, to_image_size
 from albef_hf.modeling_albef_text import AlbefTextModel, eager_attention_forward
 
 IMAGE = Image.new("RGB", (40, 20), "white")

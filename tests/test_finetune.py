@@ -16,8 +16,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from albef_hf import AlbefProcessor
-from albef_hf.evaluation import report
-from albef_hf.evaluation.tasks import TASK_KINDS
+from albef_hf.reporting import report
+from albef_hf.tasks.task import TASK_KINDS
 from albef_hf.training.arguments import ModelArguments, parse_arguments
 from albef_hf.training.initialization import build_task_model, load_tokenizer, load_trained_model
 from albef_hf.training.task_arguments import TASK_GROUPS
@@ -221,7 +221,7 @@ def test_the_card_shows_code_that_runs(finished, task, monkeypatch, capsys):
 
 
 def test_the_best_weights_survive_worse_ones(tmp_path):
-    from albef_hf.training.chosen import RECORD, Chosen
+    from albef_hf.training.best_weights import RECORD, Chosen
 
     model = tiny_model()
     processor = AlbefProcessor.from_parts(load_tokenizer("wordpiece"), image_size=32)

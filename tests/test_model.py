@@ -8,7 +8,7 @@ from helpers import published_state, tiny_batch, tiny_config, tiny_model, to_dou
 from torch import nn
 
 from albef_hf import AlbefConfig, AlbefForPreTraining, AlbefModel, AlbefTextConfig, AlbefTextModel
-from albef_hf.convert_original import convert_state
+from albef_hf.convert.albef import convert_state
 from albef_hf.vision_backbone import VisionBackbone
 
 SCORES = ("input_ids", "attention_mask", "pixel_values")

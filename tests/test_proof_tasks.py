@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from albef_hf.data import proof_tasks
-from albef_hf.data.proof_tasks import CELL, Drawing, colour_name, dominant_colour
+from albef_hf.data.builtin import emoji_tasks
+from albef_hf.data.builtin.emoji_tasks import CELL, Drawing, colour_name, dominant_colour
 from albef_hf.data.sources import BUILT_IN
-from albef_hf.data.tasks import load_task
 from albef_hf.evaluation.boxes import check_box
 from albef_hf.evaluation.classification import majority_baseline
+from albef_hf.tasks.rows import load_task
 
 COLOURS = ("red", "blue", "yellow")
 
@@ -30,7 +30,7 @@ def drawings(monkeypatch):
             for design in designs[i % len(designs) : i % len(designs) + 1]
         ]
 
-    monkeypatch.setattr(proof_tasks, "_drawings", make)
+    monkeypatch.setattr(emoji_tasks, "_drawings", make)
     return make
 
 
@@ -72,7 +72,7 @@ def test_the_dominant_colour_holds_half_of_what_is_not_white():
 
 
 def test_statements_about_two_pictures_are_true_or_false_as_labelled(drawings):
-    rows = proof_tasks.load_proof_reasoning(size=200)
+    rows = emoji_tasks.load_proof_reasoning(size=200)
     assert {(row["rule"], row["label"]) for row in rows} == {
         (rule, label) for rule in ("both", "only one", "left and right") for label in ("True", "False")
     }
@@ -89,7 +89,7 @@ def test_statements_about_two_pictures_are_true_or_false_as_labelled(drawings):
 
 
 def test_entailment_follows_from_what_is_seen(drawings):
-    rows = proof_tasks.load_proof_entailment(size=150)
+    rows = emoji_tasks.load_proof_entailment(size=150)
     sentences: dict[str, set[str]] = {}
     for row in rows:
         seen = colour_at(row["image"], CELL // 2, CELL // 2)
@@ -106,7 +106,7 @@ def test_entailment_follows_from_what_is_seen(drawings):
 
 
 def test_boxes_hold_what_the_expression_names(drawings):
-    rows = proof_tasks.load_proof_grounding(size=20, objects=5)
+    rows = emoji_tasks.load_proof_grounding(size=20, objects=5)
     for row in rows:
         assert (
             row["image"].size == (3 * CELL, 3 * CELL) and len(row["proposals"]) == 5 and row["box"] in row["proposals"]
@@ -115,7 +115,7 @@ def test_boxes_hold_what_the_expression_names(drawings):
         check_box(row["box"], *row["image"].size, "test")
         assert colour_at(row["image"], int(x + width / 2), int(y + height / 2)) == row["expression"].split()[0]
     with pytest.raises(ValueError, match="2 x 2 cells has no room for 5"):
-        proof_tasks.load_proof_grounding(size=1, objects=5, grid=2)
+        emoji_tasks.load_proof_grounding(size=1, objects=5, grid=2)
 
 
 def test_seeds_and_sizes_are_arguments(drawings):
@@ -155,10 +155,10 @@ def test_the_real_corpus_parts_share_no_emoji_and_load_as_tasks():
         test["question_type"][:],
     )
     assert 0 < baseline < 0.7  # no kind of question is answered by one word
-    emoji = [set(proof_tasks.load_proof_retrieval(part)["image_id"]) for part in ("train", "validation", "test")]
+    emoji = [set(emoji_tasks.load_proof_retrieval(part)["image_id"]) for part in ("train", "validation", "test")]
     assert all(emoji) and sum(map(len, emoji)) == len(set.union(*emoji))
     with pytest.raises(ValueError, match="part must be one of train, test, validation, not 'all'"):
-        proof_tasks.load_proof_retrieval("all")
+        emoji_tasks.load_proof_retrieval("all")
 
 
 def test_the_majority_baseline_gives_each_kind_its_own_answer():

@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
 from albef_hf import AlbefForPreTraining
-from albef_hf.evaluation.model_card import write_model_card
-from albef_hf.publishing import stage
 from albef_hf.remote_code import FILES
+from albef_hf.reporting.model_card import write_model_card
+from albef_hf.reporting.publishing import stage
 from albef_hf.training.checkpoints import save_checkpoint
 
 ROOT = Path(__file__).parent.parent

@@ -10,7 +10,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.models.vit import modeling_vit
 
 import albef_hf.modeling_albef_alignment as alignment
-from albef_hf.convert_original import convert_state, saved_state, sniff_task
+from albef_hf.convert.albef import convert_state, saved_state, sniff_task
 from albef_hf.modeling_albef_text import eager_attention_forward
 
 FILES = ("retrieval", "vqa", "visual_entailment", "nlvr2", "text_assignment")

@@ -6,7 +6,7 @@ from helpers import assert_exact, load_reference, reference_model, to_double
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.models.vit import modeling_vit
 
-from albef_hf.convert_original import convert_state, saved_state
+from albef_hf.convert.albef import convert_state, saved_state
 from albef_hf.modeling_albef_text import eager_attention_forward
 
 SETTINGS = [("sdpa", False), ("eager", False), ("sdpa", True), ("eager", True)]

@@ -13,8 +13,9 @@ from test_data import first, picture
 from transformers import BertTokenizerFast
 
 from albef_hf.data.arguments import DataArguments
-from albef_hf.data.task_batches import build_task_data, evaluation_batches, task_augmentation, tokenize_answers
-from albef_hf.data.tasks import (
+from albef_hf.processing_albef import AlbefProcessor
+from albef_hf.tasks.batches import build_task_data, evaluation_batches, task_augmentation, tokenize_answers
+from albef_hf.tasks.rows import (
     TASKS,
     answer_coverage,
     label_number,
@@ -24,7 +25,6 @@ from albef_hf.data.tasks import (
     read_answer_list,
     weighted_answers,
 )
-from albef_hf.processing_albef import AlbefProcessor
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = SPECIAL + list("abcde") + ["is", "it", "red", "cat", "dog", "two", "the", "what", "left", "right"]

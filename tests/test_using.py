@@ -7,7 +7,7 @@ import torch
 from helpers import shallow_model, tiny_batch
 
 from albef_hf import AlbefForPreTraining
-from albef_hf.exporting import export_onnx
+from albef_hf.inference.onnx import export_onnx
 
 INPUTS = ("input_ids", "attention_mask", "pixel_values")
 
@@ -115,7 +115,7 @@ def test_onnx_graphs_give_what_the_model_gives(model, tmp_path):
 
 
 def test_exporting_without_its_packages_says_what_to_install(model, tmp_path, monkeypatch):
-    from albef_hf import exporting
+    from albef_hf.inference import onnx as exporting
 
     monkeypatch.setattr(exporting, "PACKAGES", ("no_such_package",))
     with pytest.raises(ImportError, match="pip install no_such_package"):

@@ -5,6 +5,9 @@ from typing import Any
 
 import datasets
 
+from .arguments import DataArguments
+from .sources import load_corpus
+
 
 @dataclass
 class RetrievalData:
@@ -22,3 +25,46 @@ class RetrievalData:
     image_groups: list[Any]
     text_groups: list[Any]
     name: str = "retrieval"
+
+
+def gallery(rows: datasets.Dataset, group_column: str, name: str, first_caption: bool = False) -> RetrievalData:
+    """Rows with captions as a gallery: each picture of a group once, and each caption of a group once.
+
+    Args:
+        rows: columns `image` and `captions` (a string or a list), and the group.
+        first_caption: only the first caption of each row is a text.
+    """
+    images: dict[tuple[Any, Any], int] = {}
+    texts: dict[tuple[Any, str], None] = {}
+    # Only a path tells that two rows show the same picture.
+    paths = rows["image"] if rows.features["image"] == datasets.Value("string") else range(len(rows))
+    for number, (path, group, captions) in enumerate(zip(paths, rows[group_column], rows["captions"], strict=True)):
+        images.setdefault((group, path), number)
+        captions = [captions] if isinstance(captions, str) else captions
+        for caption in captions[:1] if first_caption else captions:
+            texts[(group, caption)] = None
+    return RetrievalData(
+        images=rows.select_columns(["image", group_column]).select(list(images.values())),
+        texts=[caption for _, caption in texts],
+        image_groups=[group for group, _ in images],
+        text_groups=[group for group, _ in texts],
+        name=name,
+    )
+
+
+def build_retrieval_data(arguments: DataArguments) -> RetrievalData | None:
+    """The evaluation data set of pre-training as a gallery; None where none is set."""
+    if arguments.evaluation_dataset is None:
+        return None
+    corpus = load_corpus(
+        arguments.evaluation_dataset,
+        split=arguments.evaluation_split,
+        image_column=arguments.image_column,
+        caption_column=arguments.caption_column,
+        id_column=arguments.id_column,
+        image_root=arguments.image_root,
+        options=arguments.evaluation_dataset_options,
+    )
+    designs = arguments.evaluation_dataset_options.get("designs")
+    name = f"{arguments.evaluation_dataset}-{'-'.join(designs)}" if designs else arguments.evaluation_dataset
+    return gallery(corpus, "group", name, arguments.evaluation_first_caption)

@@ -15,15 +15,15 @@ import pyarrow.parquet
 from datasets.distributed import split_dataset_by_node
 from datasets.exceptions import DatasetGenerationError
 
-from .emoji import load_emoji_corpus
-from .proof_tasks import (
+from .builtin.emoji import load_emoji_corpus
+from .builtin.emoji_tasks import (
     load_proof_entailment,
     load_proof_grounding,
     load_proof_questions,
     load_proof_reasoning,
     load_proof_retrieval,
 )
-from .small_images import load_digits, load_fashion_mnist
+from .builtin.small_images import load_digits, load_fashion_mnist
 
 _FILES = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".tar": "webdataset"}
 

@@ -5,8 +5,8 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from .batches import SampleKey, TrainingData
 from .corpora import random_generator, shares_of
-from .loading import SampleKey, TrainingData
 from .sources import CorpusStream
 
 

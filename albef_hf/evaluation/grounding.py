@@ -15,7 +15,6 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..data.images import decode_image
-from ..explain import heat_maps, to_image_size
 from .boxes import (
     Box,
     centre_box,
@@ -26,6 +25,7 @@ from .boxes import (
     random_box_accuracy,
     score_proposals,
 )
+from .explain import heat_maps, to_image_size
 
 
 @dataclass
@@ -59,7 +59,7 @@ class AlbefGrounder:
 
     Args:
         model, processor: they belong together.
-        mode, layer: as in `albef_hf.explain.heat_maps`.
+        mode, layer: as in `albef_hf.evaluation.explain.heat_maps`.
         exponent: of the area that the heat of a proposal is divided by.
         threshold: share of the maximum that belongs to the object where there are no proposals.
 

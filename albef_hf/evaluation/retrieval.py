@@ -32,8 +32,8 @@ from ..data.retrieval import RetrievalData
 from ..processing_albef import AlbefProcessor
 from .bootstrap import bootstrap_intervals, median_ranks
 from .recall import CUTOFFS, chance_metrics, check_groups, group_codes, recall_metrics
-from .retrieval_sides import ImageSide, TextSide, TokenStorage
-from .retrieval_stages import Direction, contrast, match, rerank
+from .retrieval_features import ImageSide, TextSide, TokenStorage
+from .retrieval_ranking import Direction, contrast, match, rerank
 
 TOKEN_MEMORY = 2**30
 RERANKED = "reranked_"

@@ -7,15 +7,16 @@ from accelerate import Accelerator
 from torch import nn
 
 from ..data.arguments import DataArguments
-from ..data.loading import build_retrieval_data, build_training_data
-from ..evaluation.curves import plot_curves
-from ..evaluation.model_card import write_model_card
-from ..evaluation.report import write_report
+from ..data.loading import build_training_data
+from ..data.retrieval import build_retrieval_data
 from ..evaluation.retrieval import RetrievalResult, check_candidates, evaluate_retrieval
+from ..reporting.curves import plot_curves
+from ..reporting.log import append_row
+from ..reporting.model_card import write_model_card
+from ..reporting.report import write_report
 from .arguments import ModelArguments, TrainingArguments
 from .dry_run import draw_first_batch
 from .initialization import build_albef
-from .loop import append_row
 
 
 class AlbefRun:

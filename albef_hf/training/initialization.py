@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from ..configuration_albef import AlbefConfig
-from ..data.packages import package_folder
+from ..data.builtin.packages import package_folder
 from ..modeling_albef_pretraining import AlbefForPreTraining
 from ..modeling_albef_text import AlbefPreTrainedModel
 from ..processing_albef import AlbefProcessor

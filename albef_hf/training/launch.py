@@ -13,7 +13,7 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from ..data.arguments import DataArguments
-from ..data.loading import TrainingData
+from ..data.batches import TrainingData
 from .arguments import ModelArguments, TrainingArguments, resolved
 from .dry_run import describe_memory
 from .loop import build_accelerator, run_length, train

@@ -2,7 +2,6 @@
 outside `forward`, where the method has them: `enqueue` after each backward pass, `update_momentum` after each step,
 `warnings` before the first, `health` and `alarm` with each row of the log."""
 
-import json
 import math
 import signal
 import time
@@ -10,7 +9,6 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -18,7 +16,8 @@ from accelerate.tracking import get_available_trackers
 from torch import nn
 from tqdm import tqdm
 
-from ..data.loading import RejectionLog, TrainingData
+from ..data.batches import RejectionLog, TrainingData
+from ..reporting.log import LogWriter
 from .arguments import TrainingArguments
 from .checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
 from .optimization import build_optimizer, learning_rate, scaled_rates
@@ -65,27 +64,6 @@ def run_length(arguments: TrainingArguments, data: TrainingData) -> Length:
     return Length(steps_per_epoch, arguments.max_steps or math.ceil(arguments.epochs * steps_per_epoch))
 
 
-def append_row(path: Path, row: dict[str, Any]) -> None:
-    """Add a row to a log of JSON lines."""
-    with path.open("a", encoding="utf-8") as handle:
-        handle.write(json.dumps(row) + "\n")
-
-
-class RunLog:
-    """JSON lines. A resumed run first drops the rows beyond the step it goes on from."""
-
-    def __init__(self, path: Path, step: int) -> None:
-        self.path = path
-        kept = []
-        if step and path.exists():
-            rows = [line for line in path.read_text(encoding="utf-8").splitlines() if line]
-            kept = [row for row in rows if json.loads(row).get("step", 0) <= step]
-        path.write_text("".join(f"{row}\n" for row in kept), encoding="utf-8")
-
-    def write(self, row: dict[str, Any]) -> None:
-        append_row(self.path, row)
-
-
 def train(
     method: nn.Module,
     data: TrainingData,
@@ -127,7 +105,7 @@ def train(
     method = accelerator.unwrap_model(model)
     main = accelerator.is_main_process
     if main:
-        log = RunLog(folder / "log.jsonl", step)
+        log = LogWriter(folder / "log.jsonl", step)
         chance = method.chance_losses(data.batch_size) if hasattr(method, "chance_losses") else {}
         parameters = sum(p.numel() for p in method.parameters() if p.requires_grad)
         name = getattr(getattr(method, "config", None), "model_type", getattr(method, "name", type(method).__name__))

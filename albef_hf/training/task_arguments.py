@@ -10,7 +10,7 @@ import datasets
 
 from ..data.arguments import DataArguments
 from ..data.sources import check_keys
-from ..data.tasks import load_karpathy, load_task
+from ..tasks.rows import load_karpathy, load_task
 from .arguments import GROUPS
 
 # What describes a data set of a task: an entry of `mixture`, `validation`, and each of `tests`.

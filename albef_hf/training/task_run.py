@@ -16,21 +16,21 @@ from accelerate import Accelerator
 from torch import nn
 
 from ..data.arguments import DataArguments
-from ..data.task_batches import build_task_data
-from ..data.tasks import answers_of, most_frequent_answers, read_answer_list
-from ..evaluation.model_card import write_model_card
-from ..evaluation.predictions import write_predictions
 from ..evaluation.protocols import retrieval_protocol
-from ..evaluation.task_card import task_card
-from ..evaluation.task_report import write_task_report
-from ..evaluation.task_result import TaskResult, TaskSettings
-from ..evaluation.tasks import TASK_KINDS, TaskKind, check_rows, metric_names
+from ..reporting.log import append_row
+from ..reporting.model_card import write_model_card
+from ..tasks.batches import build_task_data
+from ..tasks.card import task_card
+from ..tasks.predictions import write_predictions
+from ..tasks.report import write_task_report
+from ..tasks.result import TaskResult, TaskSettings
+from ..tasks.rows import answers_of, most_frequent_answers, read_answer_list
+from ..tasks.task import TASK_KINDS, TaskKind, check_rows, metric_names
 from .arguments import ModelArguments, TrainingArguments, nearest_choice
+from .best_weights import Chosen
 from .checkpoints import latest_checkpoint
-from .chosen import Chosen
 from .dry_run import draw_first_batch
 from .initialization import build_task_model, load_trained_model
-from .loop import append_row
 from .task_arguments import TaskArguments, check_task_data, load_evaluation_rows, load_training_parts
 
 ANSWERS = "answer_list.json"

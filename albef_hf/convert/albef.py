@@ -9,11 +9,12 @@ import torch
 from transformers import ViTConfig
 from transformers.core_model_loading import revert_weight_conversion
 
-from .configuration_albef import AlbefConfig, AlbefTextConfig
-from .modeling_albef_text import AlbefPreTrainedModel
-from .original_files import read_state
-from .original_layouts import LAYOUTS
-from .original_state import (
+from ..configuration_albef import AlbefConfig, AlbefTextConfig
+from ..modeling_albef_text import AlbefPreTrainedModel
+from ..vision_backbone import resize_positions
+from .files import read_state
+from .layouts import LAYOUTS
+from .state import (
     KeyReport,
     check_task,
     convert_state,
@@ -22,10 +23,9 @@ from .original_state import (
     sniff_task,
     text_layers,
 )
-from .original_torchmultimodal import from_torchmultimodal, is_torchmultimodal
-from .vision_backbone import resize_positions
+from .torchmultimodal import from_torchmultimodal, is_torchmultimodal
 
-# Imported when asked for: task -> module beside this file, class.
+# Imported when asked for: task -> module of albef_hf, class.
 MODELS = {
     "pretraining": ("modeling_albef_pretraining", "AlbefForPreTraining"),
     "retrieval": ("modeling_albef_retrieval", "AlbefForImageTextRetrieval"),
@@ -54,7 +54,7 @@ def model_class(task: str) -> type[AlbefPreTrainedModel]:
         raise ValueError(f"task must be one of {', '.join(MODELS)}, not {task!r}")
     module, name = MODELS[task]
     try:
-        return getattr(importlib.import_module(f".{module}", __package__), name)
+        return getattr(importlib.import_module(f"albef_hf.{module}"), name)
     except (ModuleNotFoundError, AttributeError):
         raise ValueError(f"this is a {task} checkpoint, but {name} is not part of this version of albef_hf") from None
 

@@ -14,9 +14,13 @@ from accelerate.utils import gather_object
 from torch import nn
 from tqdm import tqdm
 
-from ..data.retrieval import RetrievalData
-from ..data.task_batches import RETRIEVAL_TOKENS, evaluation_batches, tokenize_answers
-from ..data.tasks import answers_of, label_number
+from ..data.retrieval import gallery
+from ..evaluation.answers import answer_accuracy, answer_metrics
+from ..evaluation.boxes import intersection_over_union
+from ..evaluation.classification import classification_metrics, majority
+from ..evaluation.grounding import AlbefGrounder, Grounding, GroundingSample, evaluate_grounding
+from ..evaluation.recall import CUTOFFS
+from ..evaluation.retrieval import RERANKED, check_candidates, evaluate_retrieval
 from ..modeling_albef_classification import (
     AlbefForTextAssignment,
     AlbefForVisualEntailment,
@@ -26,13 +30,9 @@ from ..modeling_albef_question_answering import AlbefForQuestionAnswering
 from ..modeling_albef_retrieval import AlbefForImageTextRetrieval
 from ..modeling_albef_text import AlbefPreTrainedModel
 from ..processing_albef import AlbefProcessor
-from .answers import answer_accuracy, answer_metrics
-from .boxes import intersection_over_union
-from .classification import classification_metrics, majority
-from .grounding import AlbefGrounder, Grounding, GroundingSample, evaluate_grounding
-from .recall import CUTOFFS
-from .retrieval import RERANKED, check_candidates, evaluate_retrieval
-from .task_result import TaskResult, TaskSettings
+from .batches import RETRIEVAL_TOKENS, evaluation_batches, tokenize_answers
+from .result import TaskResult, TaskSettings
+from .rows import answers_of, label_number
 
 ANSWERS_KEPT = 5
 
@@ -239,24 +239,6 @@ def measure_assignment(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def retrieval_data(rows: datasets.Dataset, name: str) -> RetrievalData:
-    """Rows of the retrieval task as a gallery: each picture once, and each caption of an image once."""
-    images: dict[tuple[Any, Any], int] = {}
-    texts: dict[tuple[Any, str], None] = {}
-    paths = rows["image"] if rows.features["image"] == datasets.Value("string") else range(len(rows))
-    for number, (path, group, captions) in enumerate(zip(paths, rows["image_id"], rows["captions"], strict=True)):
-        images.setdefault((group, path), number)
-        for caption in [captions] if isinstance(captions, str) else captions:
-            texts[(group, caption)] = None
-    return RetrievalData(
-        images=rows.select_columns(["image"]).select(list(images.values())),
-        texts=[caption for _, caption in texts],
-        image_groups=[group for group, _ in images],
-        text_groups=[group for group, _ in texts],
-        name=name,
-    )
-
-
 def measure_retrieval(
     model: AlbefForImageTextRetrieval,
     processor: AlbefProcessor,
@@ -265,7 +247,7 @@ def measure_retrieval(
     name: str = "retrieval",
 ) -> TaskResult:
     """Recalls in both directions, with k candidates re-ranked by matching, or as a named protocol lays down."""
-    data = retrieval_data(rows, name)
+    data = gallery(rows, "image_id", name)
     options: dict[str, Any] = {"batch_size": settings.batch_size, "accelerator": settings.accelerator}
     options["workers"] = settings.data.workers
     if settings.protocol is not None:
@@ -355,7 +337,7 @@ def check_rows(task: str, rows: datasets.Dataset, name: str, k: int = 0) -> None
     if task == "grounding" and "box" not in rows.column_names:
         raise ValueError(f"{name} has no boxes to compare with: say which column with columns: {{box: ...}}")
     if task == "retrieval":
-        data = retrieval_data(rows, name)
+        data = gallery(rows, "image_id", name)
         check_candidates(k, len(data.image_groups), len(data.texts))
 
 

@@ -1,9 +1,7 @@
-"""The log of a run, and its curves as one picture."""
+"""The curves of a run as one picture."""
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+
+from .log import RunLog, read_log
 
 # Okabe and Ito's palette: told apart under every common colour blindness; no yellow, which is faint on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
@@ -56,90 +56,6 @@ HEALTH = (
 )
 SINGLE_PANELS = (*HEALTH, "learning_rate", "momentum", "temperature", "gradient_norm", "samples_per_second")
 NOT_NOISY = ("learning_rate", "temperature", "momentum", "queue_fill")  # drawn as they are
-
-
-@dataclass
-class RunLog:
-    """log.jsonl by kind of row.
-
-    Args:
-        run: what the run said of itself at its last start; empty where it said nothing.
-        train: rows of training, steps rising.
-        evaluations: rows of evaluation, in the order of the run.
-        warnings: what looked wrong, before the first step or during the run.
-    """
-
-    run: dict[str, Any] = field(default_factory=dict)
-    train: list[dict[str, Any]] = field(default_factory=list)
-    evaluations: list[dict[str, Any]] = field(default_factory=list)
-    warnings: list[dict[str, Any]] = field(default_factory=list)
-
-    def loss_names(self) -> list[str]:
-        """`loss` and every `loss_*` that a row or the chance levels name, in the order of their appearance."""
-        names = dict.fromkeys(key for row in self.train for key in row if key == "loss" or key.startswith("loss_"))
-        return sorted(names, key=lambda name: name != "loss")
-
-    def chance(self, name: str) -> float | None:
-        """The value of a loss for a model that knows nothing; of the total, the sum of several parts."""
-        levels = self.run.get("chance", {})
-        if name == "loss" and name not in levels:
-            parts = [part for part in self.loss_names() if part != "loss"]
-            known = len(parts) > 1 and all(part in levels for part in parts)
-            return sum(levels[part] for part in parts) if known else None
-        return levels.get(name)
-
-    def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """(steps, values) of a key of the training rows, where it is a finite number."""
-        points = [(row["step"], row[name]) for row in self.train if _is_number(row.get(name))]
-        return np.array([step for step, _ in points]), np.array([value for _, value in points], dtype=float)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def read_log(path: Path | str) -> RunLog:
-    """Read a log of JSON lines.
-
-    Where a run was stopped and went on from an earlier step, what it did twice is shown as done last. A last line that
-    was cut off is left out.
-
-    Raises:
-        ValueError: a line before the last is not JSON; names the file and the line.
-    """
-    log = RunLog()
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            if number == len(lines):
-                break
-            raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
-        kind = row.get("kind")
-        if kind == "run":
-            log.run = row
-        elif kind == "train":
-            if log.train and log.train[-1]["step"] >= row["step"]:  # the run went on from an earlier step
-                log.train = [each for each in log.train if each["step"] < row["step"]]
-                log.evaluations = [each for each in log.evaluations if each["step"] < row["step"]]
-            log.train.append(row)
-        elif kind == "evaluation":
-            log.evaluations.append(row)
-        elif kind == "warning":
-            log.warnings.append(row)
-    for row in log.evaluations:
-        row.setdefault("chance", _saved_chance(Path(path).parent, row))
-    return log
-
-
-def _saved_chance(folder: Path, row: dict[str, Any]) -> dict[str, float]:
-    """Chance levels of an evaluation whose row does not carry them, from the result saved in the run folder."""
-    saved = folder / "evaluations" / f"step-{row['step']:08d}.json"
-    result = json.loads(saved.read_text(encoding="utf-8")) if saved.exists() else {}
-    return result.get("chance", {}) if result.get("name") == row.get("name") else {}
 
 
 def plot_curves(log_path: Path | str, out_png: Path | str) -> Path:

@@ -8,9 +8,9 @@ from accelerate import Accelerator
 
 from ..data.arguments import DataArguments
 from ..data.retrieval import RetrievalData
-from .grounding import Grounding
-from .protocols import RetrievalProtocol
-from .retrieval import RetrievalResult
+from ..evaluation.grounding import Grounding
+from ..evaluation.protocols import RetrievalProtocol
+from ..evaluation.retrieval import RetrievalResult
 
 
 @dataclass

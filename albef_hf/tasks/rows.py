@@ -12,7 +12,7 @@ from typing import Any
 
 import datasets
 
-from .sources import BUILT_IN, check_keys, load_columns
+from ..data.sources import BUILT_IN, check_keys, load_columns
 
 VG_WEIGHT = 0.5  # of an answer of Visual Genome (published code); in VQA v2 an answer weighs the share who gave it
 

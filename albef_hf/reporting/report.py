@@ -19,10 +19,11 @@ from PIL import Image
 
 from ..data.images import decode_image
 from ..data.retrieval import RetrievalData
-from .curves import TITLES, RunLog, plot_curves, read_log
-from .recall import CUTOFFS, NO_RIGHT_ANSWER
-from .report_style import STYLE
-from .retrieval import RERANKED, RetrievalResult
+from ..evaluation.recall import CUTOFFS, NO_RIGHT_ANSWER
+from ..evaluation.retrieval import RERANKED, RetrievalResult
+from .curves import TITLES, plot_curves
+from .html import STYLE
+from .log import RunLog, read_log
 
 QUERIES_SHOWN = 12
 ANSWERS_SHOWN = 5

@@ -14,9 +14,9 @@ import yaml
 from huggingface_hub import CommitInfo, HfApi
 from safetensors import SafetensorError, safe_open
 
-from .evaluation.model_card import NAME_LINE, is_hub_id, write_model_card
-from .model_folder import read_json
-from .remote_code import FILES
+from ..model_folder import read_json
+from ..remote_code import FILES
+from .model_card import NAME_LINE, is_hub_id, write_model_card
 
 CONFIGURATIONS = (
     "config.json",

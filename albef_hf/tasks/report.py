@@ -15,10 +15,10 @@ import torch
 from PIL import Image, ImageDraw
 
 from ..data.images import decode_image
-from ..data.tasks import answers_of
-from ..explain import explain, overlay
-from .report import GALLERY_SEED, table_section, thumbnail, write_report
-from .task_result import TaskResult
+from ..evaluation.explain import explain, overlay
+from ..reporting.report import GALLERY_SEED, table_section, thumbnail, write_report
+from .result import TaskResult
+from .rows import answers_of
 
 EXAMPLES = 12
 HEAT_MAPS = 8

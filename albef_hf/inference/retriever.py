@@ -23,12 +23,12 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from .data.images import decode_image
-from .evaluation.retrieval import TOKEN_MEMORY, evaluation_mode
-from .evaluation.retrieval_sides import PixelRows, TextSide, TokenStorage, encode_pixels
-from .evaluation.retrieval_stages import SIMILARITIES_AT_ONCE, match_image
-from .modeling_albef_pretraining import AlbefForPreTraining
-from .processing_albef import AlbefProcessor
+from ..data.images import decode_image
+from ..evaluation.retrieval import TOKEN_MEMORY, evaluation_mode
+from ..evaluation.retrieval_features import PixelRows, TextSide, TokenStorage, encode_pixels
+from ..evaluation.retrieval_ranking import SIMILARITIES_AT_ONCE, match_image
+from ..modeling_albef_pretraining import AlbefForPreTraining
+from ..processing_albef import AlbefProcessor
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 DTYPES = {"float32": torch.float32, "float16": torch.float16}

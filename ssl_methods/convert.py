@@ -24,8 +24,8 @@ from transformers import (
 )
 from transformers.core_model_loading import revert_weight_conversion
 
-from albef_hf.original_files import find_state, read_file
-from albef_hf.original_state import KeyReport, convert_image_encoder
+from albef_hf.convert.files import find_state, read_file
+from albef_hf.convert.state import KeyReport, convert_image_encoder
 from albef_hf.vision_backbone import resize_positions
 
 from .haiku_pickle import read_haiku_pickle

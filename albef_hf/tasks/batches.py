@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from ..data.arguments import DataArguments
+from ..data.augmentation import Augmentation, build_augmentation
+from ..data.batches import Collator, Samples, TrainingData, stable_id
+from ..data.corpora import Corpora
+from ..data.images import BadImage, decode_image
 from ..processing_albef import AlbefProcessor
-from .arguments import DataArguments
-from .augmentation import Augmentation, build_augmentation
-from .corpora import Corpora
-from .images import BadImage, decode_image
-from .loading import Collator, Samples, TrainingData, stable_id
-from .tasks import LABELS, TASKS, answers_of, label_number, weighted_answers
+from .rows import LABELS, TASKS, answers_of, label_number, weighted_answers
 
 RETRIEVAL_TOKENS, QUESTION_TOKENS = 30, 25
 LONGEST = 512  # tokens of a text of the other tasks, which the publication never cuts

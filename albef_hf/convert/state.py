@@ -7,7 +7,7 @@ from functools import cache
 
 import torch
 
-from .original_layouts import IMAGE_ENCODER, LAYOUTS, OURS_ALONE, TASKS, Rule, copied
+from .layouts import IMAGE_ENCODER, LAYOUTS, OURS_ALONE, TASKS, Rule, copied
 
 
 @dataclass

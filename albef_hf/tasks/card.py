@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
-from .model_card import CardText
-from .task_result import TaskResult
-from .tasks import TASK_KINDS
+from ..reporting.model_card import CardText
+from .result import TaskResult
+from .task import TASK_KINDS
 
 _LOAD = ["model = {0}.from_pretrained(name).eval()", "processor = AlbefProcessor.from_pretrained(name)"]
 _CLASSES = [

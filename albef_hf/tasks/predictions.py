@@ -4,7 +4,7 @@ import csv
 import json
 from pathlib import Path
 
-from .task_result import TaskResult
+from .result import TaskResult
 
 
 def write_predictions(task: str, result: TaskResult, folder: Path) -> list[Path]:

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..gathering import rank, world_size
 from .recall import CUTOFFS, ranks_from_scores, reranked_ranks
-from .retrieval_sides import ImageSide, TextSide, full_precision, gather_shares, progress_bar, share
+from .retrieval_features import ImageSide, TextSide, full_precision, gather_shares, progress_bar, share
 
 SIMILARITIES_AT_ONCE = 2**24  # 64 MiB of float32
 PAIRS_AT_ONCE = 256

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .original_files import find_state, read_file
+from .files import find_state, read_file
 
 
 def fixed_inputs(model: Any, seed: int = 0) -> dict[str, torch.Tensor]:

@@ -13,10 +13,10 @@ import huggingface_hub
 import yaml
 
 from ..data.sources import BUILT_IN
+from ..evaluation.recall import CUTOFFS
+from ..evaluation.retrieval import RERANKED, RetrievalResult
 from .card_facts import CITATIONS, DataSource, built_in_sources
-from .curves import RunLog, read_log
-from .recall import CUTOFFS
-from .retrieval import RERANKED, RetrievalResult
+from .log import RunLog, read_log
 
 # Configuration keys that make a recipe, with the words of the card; a run without a key has no row.
 RECIPE = {

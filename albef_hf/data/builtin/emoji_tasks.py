@@ -15,9 +15,9 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from .corpora import random_generator
+from ..corpora import random_generator
+from ..images import decode_image
 from .emoji import PERMISSIVE, load_emoji_corpus
-from .images import decode_image
 
 CELL = 72
 COVER = 24  # the side of what covers a corner

@@ -1,0 +1,1 @@
+"""Published ALBEF weights in and out, one file a layout."""

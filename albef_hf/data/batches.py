@@ -1,0 +1,269 @@
+"""From rows to batches.
+
+Which sample comes when, and every random choice about it, follows from (seed, epoch, position) alone: resuming is a
+number, and neither ranks nor workers change anything.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from ..processing_albef import AlbefProcessor
+from .arguments import DataArguments
+from .augmentation import Augmentation
+from .corpora import Corpora, random_generator
+from .images import BadImage, decode_image
+
+ATTEMPTS = 20
+
+
+def stable_id(value: Any) -> int:
+    """The same 63-bit number for the same text, in every process."""
+    return int.from_bytes(hashlib.blake2b(str(value).encode(), digest_size=8).digest(), "big") >> 1
+
+
+def mask_tokens(
+    ids: np.ndarray, generator: np.random.Generator, probability: float, mask_id: int, vocabulary: int, kept: set[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Masked ids and labels of one text (section 3.2): of the chosen tokens 80 % become [MASK], 10 % a random token,
+    10 % stay; labels are -100 where nothing was chosen. `kept` tokens ([CLS], [PAD], [SEP]) are never chosen."""
+    chosen = (generator.random(len(ids)) < probability) & ~np.isin(ids, list(kept))
+    fate = generator.random(len(ids))
+    random_ids = generator.integers(vocabulary, size=len(ids))
+    masked = np.where(chosen & (fate < 0.8), mask_id, ids)
+    masked = np.where(chosen & (fate >= 0.8) & (fate < 0.9), random_ids, masked)
+    return masked, np.where(chosen, ids, -100)
+
+
+@dataclass(frozen=True)
+class SampleKey:
+    """Which row, at which place of which epoch; and the row itself where it comes from a stream."""
+
+    row: int
+    epoch: int
+    position: int
+    sample: dict[str, Any] | None = None
+
+
+class Samples(Dataset):
+    """Sample keys -> samples. A row that cannot be used is replaced by another that its own generator draws: any row
+    of the corpus, or any row of the batch where there is no corpus but a stream.
+
+    Subclasses say in `prepare` what becomes of a row.
+    """
+
+    def __init__(self, corpus: Corpora | None, arguments: DataArguments, seed: int) -> None:
+        self.corpus, self.arguments, self.seed = corpus, arguments, seed
+
+    def prepare(self, row: dict[str, Any], generator: np.random.Generator) -> dict[str, Any]:
+        """A row as a sample. Every random choice comes from the generator.
+
+        Raises:
+            BadImage: the row cannot be used; says why.
+        """
+        raise NotImplementedError
+
+    def _row(self, key: SampleKey) -> tuple[dict[str, Any], str, int]:
+        """A row, the name of its data set, and its number there."""
+        if self.corpus is None:
+            assert key.sample is not None
+            return key.sample, self.arguments.dataset, key.row
+        return self.corpus[key.row], *self.corpus.name_of(key.row)
+
+    def _sample(self, key: SampleKey, batch: list[SampleKey]) -> dict[str, Any]:
+        generator = random_generator(self.seed, 1, key.epoch, key.position)
+        rejected: list[dict[str, Any]] = []
+        candidate = key
+        for _ in range(ATTEMPTS):
+            row, source, number = self._row(candidate)
+            try:
+                return {**self.prepare(row, generator), "rejected": rejected}
+            except BadImage as problem:
+                rejected.append({"row": number, "source": source, "reason": problem.reason})
+            if self.corpus is None:
+                candidate = batch[int(generator.integers(len(batch)))]
+            else:
+                candidate = SampleKey(int(generator.integers(len(self.corpus))), key.epoch, key.position)
+        raise ValueError(f"{ATTEMPTS} rows in a row cannot be used, the last: {rejected[-1]}")
+
+    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
+        return self._sample(key, [key])
+
+    def __getitems__(self, keys: list[SampleKey]) -> list[dict[str, Any]]:
+        return [self._sample(key, keys) for key in keys]
+
+    def __len__(self) -> int:
+        return 0 if self.corpus is None else len(self.corpus)
+
+
+class PretrainingSamples(Samples):
+    """Pictures and captions for ALBEF."""
+
+    def __init__(
+        self,
+        corpus: Corpora | None,
+        processor: AlbefProcessor,
+        augment: Augmentation,
+        arguments: DataArguments,
+        seed: int,
+    ) -> None:
+        super().__init__(corpus, arguments, seed)
+        self.processor, self.augment = processor, augment
+
+    def _caption(self, value: Any, generator: np.random.Generator) -> str:
+        captions = [value] if isinstance(value, str) or value is None else value
+        usable = [caption for caption in captions if caption and self.processor.clean_caption(caption)]
+        if not usable:
+            raise BadImage("no caption with words in it")
+        return usable[int(generator.integers(len(usable)))]
+
+    def prepare(self, row: dict[str, Any], generator: np.random.Generator) -> dict[str, Any]:
+        caption = self._caption(row["captions"], generator)
+        pixels = self.augment(decode_image(row["image"], self.arguments.max_image_pixels), generator)
+        return {
+            "pixel_values": pixels,
+            "caption": caption,
+            "group": row["group"],
+            "draws": generator.random(2),
+            "generator": generator,
+        }
+
+
+class Collator:
+    """Samples -> a batch: the arguments of a method's `forward`, and `rejected`, which the loop takes out first."""
+
+    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def to_device(self, batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+        """A batch where the method wants it."""
+        return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+
+
+class PretrainingCollator(Collator):
+    """Samples -> the batch `AlbefForPreTraining.forward` takes."""
+
+    def __init__(self, processor: AlbefProcessor, arguments: DataArguments, fixed_length: bool) -> None:
+        self.processor, self.arguments = processor, arguments
+        self.padding = "max_length" if fixed_length else "longest"
+        tokenizer = processor.tokenizer
+        self.kept = {tokenizer.cls_token_id, tokenizer.pad_token_id, tokenizer.sep_token_id}
+
+    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        captions = [sample["caption"] for sample in samples]
+        text = self.processor.tokenize_captions(captions, self.arguments.max_caption_tokens, self.padding)
+        tokenizer = self.processor.tokenizer
+        masked, labels = zip(
+            *(
+                mask_tokens(
+                    ids,
+                    sample["generator"],
+                    self.arguments.mlm_probability,
+                    tokenizer.mask_token_id,
+                    len(tokenizer),
+                    self.kept,
+                )
+                for ids, sample in zip(text["input_ids"].numpy(), samples, strict=True)
+            ),
+            strict=True,
+        )
+        mlm_labels = torch.from_numpy(np.stack(labels))
+        return {
+            "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
+            "input_ids": text["input_ids"],
+            "attention_mask": text["attention_mask"],
+            "mlm_input_ids": torch.from_numpy(np.stack(masked)),
+            "mlm_labels": mlm_labels,
+            "mlm_positions": (mlm_labels.flatten() != -100).nonzero().squeeze(1),
+            "image_ids": torch.tensor([stable_id(sample["group"]) for sample in samples]),
+            "caption_ids": torch.tensor([stable_id(self.processor.clean_caption(c)) for c in captions]),
+            "negative_draws": torch.tensor(np.stack([s["draws"] for s in samples]), dtype=torch.float32),
+            "rejected": [entry for sample in samples for entry in sample["rejected"]],
+        }
+
+
+class TrainingData:
+    """Batches without end: batch i of a rank is a pure function of (seed, i, rank, ranks).
+
+    Attributes:
+        rows: samples of an epoch, of all ranks.
+        steps_per_epoch: batches a rank draws in an epoch; the rest of the corpus is dropped.
+    """
+
+    def __init__(
+        self,
+        samples: Samples,
+        collate: Collator,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        workers: int = 0,
+        rows: int | None = None,
+    ) -> None:
+        self.samples, self.collate, self.batch_size = samples, collate, batch_size
+        self.seed, self.rank, self.world_size, self.workers = seed, rank, world_size, workers
+        self.rows = len(samples) if rows is None else rows
+        self.steps_per_epoch = self.rows // (batch_size * world_size)
+        if self.steps_per_epoch == 0:
+            raise ValueError(
+                f"a batch of {batch_size} on {world_size} ranks is larger than the corpus of {self.rows} rows"
+            )
+
+    def keys(self, start: int) -> Iterator[list[SampleKey]]:
+        """The keys of batch `start` and of all that follow."""
+        index, order, ordered_epoch = start, np.empty(0, dtype=np.int64), -1
+        while True:
+            epoch, step = divmod(index, self.steps_per_epoch)
+            if epoch != ordered_epoch:
+                assert self.samples.corpus is not None
+                order, ordered_epoch = self.samples.corpus.order(self.seed, epoch), epoch
+            first = (step * self.world_size + self.rank) * self.batch_size
+            yield [SampleKey(int(order[p]), epoch, p) for p in range(first, first + self.batch_size)]
+            index += 1
+
+    def to_device(self, batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+        """A batch, without `rejected`, as the arguments of `forward`."""
+        return self.collate.to_device(batch, device)
+
+    def batches(self, start: int = 0) -> Iterator[dict[str, Any]]:
+        """Batch `start` and all that follow."""
+        return iter(
+            DataLoader(
+                self.samples,
+                batch_sampler=self.keys(start),
+                collate_fn=self.collate,
+                num_workers=self.workers,
+                pin_memory=torch.cuda.is_available(),
+            )
+        )
+
+
+class RejectionLog:
+    """Unusable samples: counted, listed in a file of JSON lines, and fatal above a rate."""
+
+    def __init__(self, path: Path, max_fraction: float, after: int = 1000) -> None:
+        self.path, self.max_fraction, self.after = path, max_fraction, after
+        self.rejected = self.seen = 0
+
+    def add(self, rejected: list[dict[str, Any]], seen: int) -> None:
+        """Raises:
+        ValueError: more than `max_fraction` of the samples so far were unusable.
+        """
+        self.seen += seen
+        self.rejected += len(rejected)
+        if rejected:
+            with self.path.open("a", encoding="utf-8") as handle:
+                handle.writelines(json.dumps(entry) + "\n" for entry in rejected)
+        if self.seen >= self.after and self.rejected > self.max_fraction * self.seen:
+            raise ValueError(
+                f"{self.rejected} of {self.seen} samples cannot be used, more than max_rejected_fraction = "
+                f"{self.max_fraction}; they are listed in {self.path}, the last: {rejected[-1] if rejected else ''}"
+            )

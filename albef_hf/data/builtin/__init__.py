@@ -1,0 +1,1 @@
+"""Corpora that are generated or read from installed packages."""

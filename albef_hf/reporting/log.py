@@ -1,0 +1,114 @@
+"""The log of a run: JSON lines, written while it trains and read by curves, report and card."""
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def append_row(path: Path, row: dict[str, Any]) -> None:
+    """Add a row to a log of JSON lines."""
+    with path.open("a", encoding="utf-8") as handle:
+        handle.write(json.dumps(row) + "\n")
+
+
+class LogWriter:
+    """Writes a log of JSON lines. A resumed run first drops the rows beyond the step it goes on from."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path = path
+        kept = []
+        if step and path.exists():
+            rows = [line for line in path.read_text(encoding="utf-8").splitlines() if line]
+            kept = [row for row in rows if json.loads(row).get("step", 0) <= step]
+        path.write_text("".join(f"{row}\n" for row in kept), encoding="utf-8")
+
+    def write(self, row: dict[str, Any]) -> None:
+        append_row(self.path, row)
+
+
+@dataclass
+class RunLog:
+    """log.jsonl by kind of row.
+
+    Args:
+        run: what the run said of itself at its last start; empty where it said nothing.
+        train: rows of training, steps rising.
+        evaluations: rows of evaluation, in the order of the run.
+        warnings: what looked wrong, before the first step or during the run.
+    """
+
+    run: dict[str, Any] = field(default_factory=dict)
+    train: list[dict[str, Any]] = field(default_factory=list)
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[dict[str, Any]] = field(default_factory=list)
+
+    def loss_names(self) -> list[str]:
+        """`loss` and every `loss_*` that a row or the chance levels name, in the order of their appearance."""
+        names = dict.fromkeys(key for row in self.train for key in row if key == "loss" or key.startswith("loss_"))
+        return sorted(names, key=lambda name: name != "loss")
+
+    def chance(self, name: str) -> float | None:
+        """The value of a loss for a model that knows nothing; of the total, the sum of several parts."""
+        levels = self.run.get("chance", {})
+        if name == "loss" and name not in levels:
+            parts = [part for part in self.loss_names() if part != "loss"]
+            known = len(parts) > 1 and all(part in levels for part in parts)
+            return sum(levels[part] for part in parts) if known else None
+        return levels.get(name)
+
+    def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """(steps, values) of a key of the training rows, where it is a finite number."""
+        points = [(row["step"], row[name]) for row in self.train if _is_number(row.get(name))]
+        return np.array([step for step, _ in points]), np.array([value for _, value in points], dtype=float)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def read_log(path: Path | str) -> RunLog:
+    """Read a log of JSON lines.
+
+    Where a run was stopped and went on from an earlier step, what it did twice is shown as done last. A last line that
+    was cut off is left out.
+
+    Raises:
+        ValueError: a line before the last is not JSON; names the file and the line.
+    """
+    log = RunLog()
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                break
+            raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
+        kind = row.get("kind")
+        if kind == "run":
+            log.run = row
+        elif kind == "train":
+            if log.train and log.train[-1]["step"] >= row["step"]:  # the run went on from an earlier step
+                log.train = [each for each in log.train if each["step"] < row["step"]]
+                log.evaluations = [each for each in log.evaluations if each["step"] < row["step"]]
+            log.train.append(row)
+        elif kind == "evaluation":
+            log.evaluations.append(row)
+        elif kind == "warning":
+            log.warnings.append(row)
+    for row in log.evaluations:
+        row.setdefault("chance", _saved_chance(Path(path).parent, row))
+    return log
+
+
+def _saved_chance(folder: Path, row: dict[str, Any]) -> dict[str, float]:
+    """Chance levels of an evaluation whose row does not carry them, from the result saved in the run folder."""
+    saved = folder / "evaluations" / f"step-{row['step']:08d}.json"
+    result = json.loads(saved.read_text(encoding="utf-8")) if saved.exists() else {}
+    return result.get("chance", {}) if result.get("name") == row.get("name") else {}

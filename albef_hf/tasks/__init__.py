@@ -1,0 +1,1 @@
+"""The downstream tasks, a file each."""

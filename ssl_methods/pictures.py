@@ -1,0 +1,81 @@
+"""Labelled pictures for probes of frozen features."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from albef_hf.data.arguments import DataArguments
+from albef_hf.data.images import decode_image
+from albef_hf.data.sources import load_corpus
+from albef_hf.evaluation.probes import extract_features
+from albef_hf.gathering import gather_rows, rank, world_size
+
+from .augment import normalize_pixels, to_unit_range
+from .data import to_channels
+
+
+def pixel_statistics(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation that pictures are normalised with: ImageNet's for colour."""
+    if channels == 3:
+        return tuple(IMAGENET_DEFAULT_MEAN), tuple(IMAGENET_DEFAULT_STD)
+    return (0.5,) * channels, (0.25,) * channels
+
+
+class Pictures:
+    """A labelled data set for probes: undecoded pictures, and how they become pixels."""
+
+    def __init__(self, corpus: Any, size: int, channels: int) -> None:
+        self.corpus, self.size, self.channels = corpus, size, channels
+        self.mean, self.std = pixel_statistics(channels)
+        self.labels = torch.tensor(corpus["label"])
+        feature = corpus.features["label"]
+        self.names = getattr(feature, "names", None)
+
+    def __len__(self) -> int:
+        return len(self.corpus)
+
+    def __getitem__(self, rows: slice | list[int] | int) -> Any:
+        return self.corpus[rows]["image"]
+
+    def to_pixels(self, picture: Any) -> torch.Tensor:
+        """Squashed to a square without augmentation; drawings and crops of small sets have nothing to cut off."""
+        image = to_channels(decode_image(picture), self.channels).resize((self.size, self.size), 3)
+        return normalize_pixels(to_unit_range(image), self.mean, self.std)
+
+    def select(self, rows: Sequence[int]) -> "Pictures":
+        """Some of the pictures, none of them read yet."""
+        return Pictures(self.corpus.select(rows), self.size, self.channels)
+
+    def encode(self, encode: Any, device: torch.device | str = "cpu") -> torch.Tensor:
+        """What a function makes of pixels (batch, channels, h, w): all pictures, on all ranks; each does its share."""
+        share = -(-len(self) // world_size())
+        mine = self.select([(rank() * share + row) % len(self) for row in range(share)])
+        found = extract_features(encode, mine, self.to_pixels, device)
+        return gather_rows(found.to(device)).cpu()[: len(self)]
+
+    def features(self, backbone: nn.Module, device: torch.device | str = "cpu") -> torch.Tensor:
+        """Pooled features (pictures, width) on all ranks."""
+        training = backbone.training
+        backbone.eval()
+        found = self.encode(lambda pixels: backbone(pixels).pooled, device)
+        backbone.train(training)
+        return found
+
+
+def load_pictures(arguments: DataArguments, size: int, channels: int) -> tuple[Pictures, Pictures] | None:
+    """Training and test pictures with labels; None where the data has no labels."""
+    if arguments.label_column is None:
+        return None
+    common: dict[str, Any] = {"image_column": arguments.image_column, "image_root": arguments.image_root}
+    common |= {"caption_column": None, "label_column": arguments.label_column}
+    train = load_corpus(arguments.dataset, split=arguments.split, options=arguments.dataset_options, **common)
+    test = load_corpus(
+        arguments.evaluation_dataset or arguments.dataset,
+        split=arguments.evaluation_split,
+        options=arguments.evaluation_dataset_options or arguments.dataset_options,
+        **common,
+    )
+    return Pictures(train, size, channels), Pictures(test, size, channels)
