@@ -15,9 +15,10 @@ from albef_hf.data.arguments import DataArguments
 from albef_hf.data.sources import check_keys
 from albef_hf.evaluation.probes import KNN_PROTOCOLS, knn_accuracy, logistic_regression
 from albef_hf.reporting.curves import plot_curves
+from albef_hf.reporting.html import picture_section, table_section
 from albef_hf.reporting.log import append_row
 from albef_hf.reporting.model_card import write_model_card
-from albef_hf.reporting.report import picture_section, table_section, write_report
+from albef_hf.reporting.report import write_report
 from albef_hf.training.arguments import ModelArguments, TrainingArguments
 from albef_hf.training.initialization import build_vision_backbone
 

@@ -1,4 +1,21 @@
-"""The look of a report: one style sheet, no script, nothing fetched. Follows the reader's light or dark setting."""
+"""Parts of a page: sections, tables, pictures inside the file, words; and its one style sheet.
+
+Nothing is fetched and no script runs. The page follows the reader's light or dark setting. Whatever comes from data or
+configuration is escaped here.
+"""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+
+from PIL import Image
+
+THUMBNAIL = 144  # pixels, the longer side
+TEXT_SHOWN = 240  # characters
+EXAMPLE_SIDE = 240  # pixels of an example
 
 STYLE = """
 :root {
@@ -78,3 +95,128 @@ pre { overflow-x: auto; font: .84rem/1.5 ui-monospace, "SF Mono", Menlo, Consola
   .query.by-image { grid-template-columns: 4.5rem 1fr; } .query > img { width: 4.5rem; height: 4.5rem; } }
 @media print { main { max-width: none; } .query, .tile, tr { break-inside: avoid; } }
 """
+
+
+def picture_section(title: str, caption: str, picture: Path) -> str:
+    """A part of a report with one PNG, which goes into the page."""
+    return (
+        f"<section>\n<h2>{escape(title)}</h2>\n<p>{escape(caption)}</p>\n"
+        f'<figure class="curves"><img alt="{escape(caption)}" src="{data_address(picture.read_bytes(), "png")}">'
+        "</figure>\n</section>"
+    )
+
+
+def table_section(title: str, caption: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A part of a report with one table; the first cell of a row names it."""
+    lines = [html_row(row[0], list(row[1:])) for row in rows]
+    return f"<section>\n<h2>{escape(title)}</h2>\n<p>{escape(caption)}</p>\n{html_table(heads, lines)}\n</section>"
+
+
+@dataclass
+class Example:
+    """One picture or several, a text, and lines about it, each right, wrong or neither."""
+
+    pictures: Sequence[Image.Image]
+    text: str
+    lines: list[tuple[str, bool | None]] = field(default_factory=list)
+
+
+def example_section(title: str, caption: str, examples: Sequence[Example]) -> str:
+    """A part of a report with examples."""
+    articles = []
+    for example in examples:
+        pictures = "".join(
+            f'<img class="picture" alt="picture {number}: {escape(example.text)}" '
+            f'src="{thumbnail(each, EXAMPLE_SIDE)}">'
+            for number, each in enumerate(example.pictures, start=1)
+        )
+        items = []
+        for text, right in example.lines:
+            verdict = "" if right is None else "right" if right else "wrong"
+            mark = (
+                f'<span class="mark" role="img" aria-label="{verdict}">{"✓" if right else "✗"}</span>'
+                if verdict
+                else ""
+            )
+            items.append(f'<li class="{verdict}">{mark}<span>{escape(text)}</span></li>')
+        body = f"<blockquote>{escape(example.text)}</blockquote><ol>{''.join(items)}</ol>"
+        if len(example.pictures) == 1:
+            articles.append(f'<article class="query by-image">{pictures}<div>{body}</div></article>')
+        else:
+            articles.append(f'<article class="query"><div class="pair">{pictures}</div>{body}</article>')
+    return (
+        f"<section>\n<h2>{escape(title)}</h2>\n<p>{escape(caption)}</p>\n"
+        f'<div class="gallery">{"".join(articles)}</div>\n</section>'
+    )
+
+
+def thumbnail(picture: Image.Image, side: int = THUMBNAIL) -> str:
+    """The address of a picture that is inside the page, at most so many pixels on its longer side."""
+    picture = picture.convert("RGB")
+    picture.thumbnail((side, side))
+    encoded = {}
+    for kind, options in (("png", {"optimize": True}), ("jpeg", {"quality": 88})):
+        buffer = io.BytesIO()
+        picture.save(buffer, kind, **options)
+        encoded[kind] = buffer.getvalue()
+    kind = min(encoded, key=lambda each: len(encoded[each]))  # drawings as PNG, photographs as JPEG
+    return data_address(encoded[kind], kind)
+
+
+def data_address(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def verdict(right: bool) -> str:
+    return "right" if right else "wrong"
+
+
+def verdict_mark(right: bool) -> str:
+    return f'<span class="mark" role="img" aria-label="{verdict(right)}">{"✓" if right else "✗"}</span>'
+
+
+def shown_text(text: str) -> str:
+    return escape(text if len(text) <= TEXT_SHOWN else text[:TEXT_SHOWN].rstrip() + "…")
+
+
+def html_table(heads: Sequence[str | tuple[str, str]], rows: Sequence[str]) -> str:
+    """heads: texts, or (text, class). rows: finished <tr> elements."""
+    cells = []
+    for head in heads:
+        text, kind = (head, "") if isinstance(head, str) else head
+        cells.append(f'<th scope="col"{f" class={kind!r}" if kind else ""}>{escape(text)}</th>')
+    head, body = "".join(cells), "".join(rows)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def html_row(label: str, cells: list[str], kind: str = "") -> str:
+    data = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+    return f'<tr{f" class={kind!r}" if kind else ""}><th scope="row">{escape(label)}</th>{data}</tr>'
+
+
+def code_tag(text: str) -> str:
+    return f"<code>{escape(text)}</code>"
+
+
+def thousands(number: float) -> str:
+    return f"{int(number):,}"
+
+
+def short_number(number: float) -> str:
+    """209937725 -> '209.9 M'."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.4g} {letter}"
+    return f"{number:.0f}"
+
+
+def small_percent(share: float) -> str:
+    return f"{share:.1%}" if share >= 0.1 else f"{share:.2%}"
+
+
+def duration_text(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -3,8 +3,6 @@
 Pictures are inside the file, there is no script, and whatever comes from data or configuration is escaped.
 """
 
-import base64
-import io
 import json
 import random
 from collections import Counter
@@ -15,21 +13,32 @@ from typing import Any
 
 import numpy as np
 import yaml
-from PIL import Image
 
 from ..data.images import decode_image
 from ..data.retrieval import RetrievalData
 from ..evaluation.recall import CUTOFFS, NO_RIGHT_ANSWER
 from ..evaluation.retrieval import RERANKED, RetrievalResult
 from .curves import TITLES, plot_curves
-from .html import STYLE
+from .html import (
+    STYLE,
+    code_tag,
+    data_address,
+    duration_text,
+    html_row,
+    html_table,
+    short_number,
+    shown_text,
+    small_percent,
+    thousands,
+    thumbnail,
+    verdict,
+    verdict_mark,
+)
 from .log import RunLog, read_log
 
 QUERIES_SHOWN = 12
 ANSWERS_SHOWN = 5
 GALLERY_SEED = 0
-THUMBNAIL = 144  # pixels, the longer side
-TEXT_SHOWN = 240  # characters
 REASONS_SHOWN = 12
 
 
@@ -87,24 +96,26 @@ def _header(folder: Path, log: RunLog, result: RetrievalResult | None) -> str:
     mixed = [str(entry.get("dataset", config.get("dataset"))) for entry in config.get("mixture") or []]
     trained_on = ", ".join(mixed) or config.get("dataset")
     last = log.train[-1] if log.train else {}
-    sentence = f"Trained on {_code(str(trained_on))}" if trained_on else "Trained"
+    sentence = f"Trained on {code_tag(str(trained_on))}" if trained_on else "Trained"
     if "step" in last:
-        sentence += f" for {_count(last['step'])} optimizer steps"
+        sentence += f" for {thousands(last['step'])} optimizer steps"
     if result is not None:
         sentence += (
-            f"; retrieval measured on {_code(result.name)}, {_count(result.images)} images and "
-            f"{_count(result.texts)} texts"
+            f"; retrieval measured on {code_tag(result.name)}, {thousands(result.images)} images and "
+            f"{thousands(result.texts)} texts"
         )
     tiles = []
     if "parameters" in log.run:
-        tiles.append((_short(log.run["parameters"]), "trainable parameters"))
+        tiles.append((short_number(log.run["parameters"]), "trainable parameters"))
     if "step" in last:
         total = log.run.get("total_steps")
-        tiles.append((_count(last["step"]), f"of {_count(total)} optimizer steps" if total else "optimizer steps"))
+        tiles.append(
+            (thousands(last["step"]), f"of {thousands(total)} optimizer steps" if total else "optimizer steps")
+        )
     if "epoch" in last:
         tiles.append((f"{last['epoch']:.4g}", "epochs"))
     if "seconds" in last:
-        tiles.append((_duration(last["seconds"]), "training time"))
+        tiles.append((duration_text(last["seconds"]), "training time"))
     speeds = log.series("samples_per_second")[1]
     if len(speeds):
         tiles.append((f"{np.median(speeds):,.4g}", "samples per second (median)"))
@@ -135,19 +146,19 @@ def _losses(log: RunLog, curves: Path | None) -> str:
         if chance is not None:
             cells[2:] = [f"{chance:.3f}", f"{final / chance:.0%}" if chance > 0 else ""]
         label = TITLES.get(name, name.removeprefix("loss_").replace("_", " "))
-        rows.append(_table_row(label, cells, "mean" if name == "loss" else ""))
+        rows.append(html_row(label, cells, "mean" if name == "loss" else ""))
     rows = rows[1:] + rows[:1] if len(rows) > 1 else rows  # the total last
     window = "the last logged step" if averaged == 1 else f"the mean of the last {averaged} logged steps"
     picture = ""
     if curves is not None:
         picture = (
             f'\n<h3>Curves</h3>\n<figure class="curves"><img alt="Training curves against optimizer steps" '
-            f'src="{_data_address(curves.read_bytes(), "png")}"></figure>'
+            f'src="{data_address(curves.read_bytes(), "png")}"></figure>'
         )
     return (
         "<section>\n<h2>Losses</h2>\n<p>Chance is what a model that knows nothing would have: the same score for "
         f"every candidate, every label, every word. Final is {window}.</p>\n"
-        + _table(["Loss", "At start", "Final", "Chance", "Final / chance"], rows)
+        + html_table(["Loss", "At start", "Final", "Chance", "Final / chance"], rows)
         + picture
         + "\n</section>"
     )
@@ -161,25 +172,10 @@ def _warnings(log: RunLog) -> str:
         first.setdefault(str(row["text"]).split("(")[0].strip(), []).append(row["step"])
     items = []
     for text, steps in first.items():
-        when = "before the first step" if steps == [0] else f"step {_count(steps[0])}"
-        when += f" and {_count(len(steps) - 1)} times more" if len(steps) > 1 else ""
-        items.append(f'<li class="wrong"><span>{_text(text)} <i class="soft">({when})</i></span></li>')
+        when = "before the first step" if steps == [0] else f"step {thousands(steps[0])}"
+        when += f" and {thousands(len(steps) - 1)} times more" if len(steps) > 1 else ""
+        items.append(f'<li class="wrong"><span>{shown_text(text)} <i class="soft">({when})</i></span></li>')
     return f'<section>\n<h2>Warnings</h2>\n<ul class="warnings">{"".join(items)}</ul>\n</section>'
-
-
-def picture_section(title: str, caption: str, picture: Path) -> str:
-    """A part of a report with one PNG, which goes into the page."""
-    return (
-        f"<section>\n<h2>{escape(title)}</h2>\n<p>{escape(caption)}</p>\n"
-        f'<figure class="curves"><img alt="{escape(caption)}" src="{_data_address(picture.read_bytes(), "png")}">'
-        "</figure>\n</section>"
-    )
-
-
-def table_section(title: str, caption: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A part of a report with one table; the first cell of a row names it."""
-    lines = [_table_row(row[0], list(row[1:])) for row in rows]
-    return f"<section>\n<h2>{escape(title)}</h2>\n<p>{escape(caption)}</p>\n{_table(heads, lines)}\n</section>"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -201,17 +197,19 @@ def _retrieval(log: RunLog, result: RetrievalResult) -> str:
         for prefix, _ in stages:
             value, chance = result.metrics[prefix + name], result.chance[prefix + name]
             cells += [f"{value:.1%}", f"{value / chance:,.1f}"]
-        cells.append(_small_percent(result.chance[name]))
-        rows.append(_table_row(label, cells, "mean" if name == "mean_recall" else ""))
+        cells.append(small_percent(result.chance[name]))
+        rows.append(html_row(label, cells, "mean" if name == "mean_recall" else ""))
     steps = [row["step"] for row in log.evaluations if row.get("name") == result.name]
-    measured = f", measured at step {_count(steps[-1])}" if steps else ""
+    measured = f", measured at step {thousands(steps[-1])}" if steps else ""
     unanswerable = int((result.image_ranks == NO_RIGHT_ANSWER).sum() + (result.text_ranks == NO_RIGHT_ANSWER).sum())
-    left_out = f" {_count(unanswerable)} queries have no right answer here and are left out." if unanswerable else ""
+    left_out = (
+        f" {thousands(unanswerable)} queries have no right answer here and are left out." if unanswerable else ""
+    )
     return (
-        f"<section>\n<h2>Retrieval: {escape(result.name)}</h2>\n<p>{_count(result.images)} images, "
-        f"{_count(result.texts)} texts{measured}. R@K: the share of queries with a right answer among the first K; "
+        f"<section>\n<h2>Retrieval: {escape(result.name)}</h2>\n<p>{thousands(result.images)} images, "
+        f"{thousands(result.texts)} texts{measured}. R@K: the share of queries with a right answer among the first K; "
         "wrong answers with the same score count as ahead of the right one. Chance is the exact expectation of a "
-        f"random order.{left_out}</p>\n" + _table(heads, rows) + "\n</section>"
+        f"random order.{left_out}</p>\n" + html_table(heads, rows) + "\n</section>"
     )
 
 
@@ -227,7 +225,9 @@ def _gallery(result: RetrievalResult, data: RetrievalData) -> str:
         items = []
         for text in result.image_to_text[image, :ANSWERS_SHOWN]:
             right = data.text_groups[text] == data.image_groups[image]
-            items.append(f'<li class="{_verdict(right)}">{_mark(right)}<span>{_text(data.texts[text])}</span></li>')
+            items.append(
+                f'<li class="{verdict(right)}">{verdict_mark(right)}<span>{shown_text(data.texts[text])}</span></li>'
+            )
         place = _place(int(result.image_ranks[image]), result.texts)
         by_image.append(
             f'<article class="query by-image">{pictures.tag(image, f"query image {image}")}'
@@ -239,11 +239,11 @@ def _gallery(result: RetrievalResult, data: RetrievalData) -> str:
         for image in result.text_to_image[text, :ANSWERS_SHOWN]:
             right = data.text_groups[text] == data.image_groups[image]
             figures.append(
-                f'<figure class="{_verdict(right)}">{pictures.tag(int(image), f"image {image}")}'
-                f"<figcaption>{_mark(right)}</figcaption></figure>"
+                f'<figure class="{verdict(right)}">{pictures.tag(int(image), f"image {image}")}'
+                f"<figcaption>{verdict_mark(right)}</figcaption></figure>"
             )
         by_text.append(
-            f'<article class="query"><blockquote>{_text(data.texts[text])}</blockquote>'
+            f'<article class="query"><blockquote>{shown_text(data.texts[text])}</blockquote>'
             f'<div class="row">{"".join(figures)}</div>{_place(int(result.text_ranks[text]), result.images)}</article>'
         )
     stage = f"after re-ranking the top {result.k}" if result.k > 0 else "by contrastive score"
@@ -272,35 +272,10 @@ class _Thumbnails:
         return thumbnail(decode_image(self.images[row]["image"]))
 
 
-def thumbnail(picture: Image.Image, side: int = THUMBNAIL) -> str:
-    """The address of a picture that is inside the page, at most so many pixels on its longer side."""
-    picture = picture.convert("RGB")
-    picture.thumbnail((side, side))
-    encoded = {}
-    for kind, options in (("png", {"optimize": True}), ("jpeg", {"quality": 88})):
-        buffer = io.BytesIO()
-        picture.save(buffer, kind, **options)
-        encoded[kind] = buffer.getvalue()
-    kind = min(encoded, key=lambda each: len(encoded[each]))  # drawings as PNG, photographs as JPEG
-    return _data_address(encoded[kind], kind)
-
-
-def _verdict(right: bool) -> str:
-    return "right" if right else "wrong"
-
-
-def _mark(right: bool) -> str:
-    return f'<span class="mark" role="img" aria-label="{_verdict(right)}">{"✓" if right else "✗"}</span>'
-
-
 def _place(rank: int, candidates: int) -> str:
     if rank == NO_RIGHT_ANSWER:
         return '<p class="place">no right answer among the candidates</p>'
-    return f'<p class="place">first right answer in place {_count(rank + 1)} of {_count(candidates)}</p>'
-
-
-def _text(text: str) -> str:
-    return escape(text if len(text) <= TEXT_SHOWN else text[:TEXT_SHOWN].rstrip() + "…")
+    return f'<p class="place">first right answer in place {thousands(rank + 1)} of {thousands(candidates)}</p>'
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -319,17 +294,19 @@ def _rejected(folder: Path) -> str:
     lines = []
     for (source, reason), count in reasons.most_common(REASONS_SHOWN):
         lines.append(
-            f'<tr><td>{_count(count)}</td><td class="text">{_text(reason)}</td>'
-            f'<td class="text">{_text(source)}</td></tr>'
+            f'<tr><td>{thousands(count)}</td><td class="text">{shown_text(reason)}</td>'
+            f'<td class="text">{shown_text(source)}</td></tr>'
         )
     others = len(reasons) - len(lines)
     note = (
-        f" The {len(lines)} most frequent are listed, {_count(others)} more kinds are in the file." if others else ""
+        f" The {len(lines)} most frequent are listed, {thousands(others)} more kinds are in the file."
+        if others
+        else ""
     )
     return (
-        f"<section>\n<h2>Rejected samples</h2>\n<p>{_count(len(rows))} times a sample could not be used; each is "
+        f"<section>\n<h2>Rejected samples</h2>\n<p>{thousands(len(rows))} times a sample could not be used; each is "
         f"listed in <code>rejected.jsonl</code>.{note}</p>\n"
-        + _table(["Times", ("Reason", "text"), ("Source", "text")], lines)
+        + html_table(["Times", ("Reason", "text"), ("Source", "text")], lines)
         + "\n</section>"
     )
 
@@ -352,50 +329,3 @@ def _config(folder: Path) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------------------------
 # Words and tables
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def _table(heads: Sequence[str | tuple[str, str]], rows: Sequence[str]) -> str:
-    """heads: texts, or (text, class). rows: finished <tr> elements."""
-    cells = []
-    for head in heads:
-        text, kind = (head, "") if isinstance(head, str) else head
-        cells.append(f'<th scope="col"{f" class={kind!r}" if kind else ""}>{escape(text)}</th>')
-    head, body = "".join(cells), "".join(rows)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _table_row(label: str, cells: list[str], kind: str = "") -> str:
-    data = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
-    return f'<tr{f" class={kind!r}" if kind else ""}><th scope="row">{escape(label)}</th>{data}</tr>'
-
-
-def _data_address(content: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
-
-
-def _code(text: str) -> str:
-    return f"<code>{escape(text)}</code>"
-
-
-def _count(number: float) -> str:
-    return f"{int(number):,}"
-
-
-def _short(number: float) -> str:
-    """209937725 -> '209.9 M'."""
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.4g} {letter}"
-    return f"{number:.0f}"
-
-
-def _small_percent(share: float) -> str:
-    return f"{share:.1%}" if share >= 0.1 else f"{share:.2%}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

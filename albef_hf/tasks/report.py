@@ -4,63 +4,24 @@ Examples are drawn by a fixed seed, whatever became of them.
 """
 
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from html import escape
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
-from PIL import Image, ImageDraw
+from PIL import ImageDraw
 
 from ..data.images import decode_image
 from ..evaluation.explain import explain, overlay
-from ..reporting.report import GALLERY_SEED, table_section, thumbnail, write_report
+from ..reporting.html import Example, example_section, table_section
+from ..reporting.report import GALLERY_SEED, write_report
 from .result import TaskResult
 from .rows import answers_of
 
 EXAMPLES = 12
 HEAT_MAPS = 8
-SIDE = 240  # pixels of an example
 RIGHT_BOX, CHOSEN_BOX = "#00664a", "#d55e00"
-
-
-@dataclass
-class Example:
-    """One picture or several, a text, and lines about it, each right, wrong or neither."""
-
-    pictures: Sequence[Image.Image]
-    text: str
-    lines: list[tuple[str, bool | None]] = field(default_factory=list)
-
-
-def example_section(title: str, caption: str, examples: Sequence[Example]) -> str:
-    """A part of a report with examples."""
-    articles = []
-    for example in examples:
-        pictures = "".join(
-            f'<img class="picture" alt="picture {number}: {escape(example.text)}" src="{thumbnail(each, SIDE)}">'
-            for number, each in enumerate(example.pictures, start=1)
-        )
-        items = []
-        for text, right in example.lines:
-            verdict = "" if right is None else "right" if right else "wrong"
-            mark = (
-                f'<span class="mark" role="img" aria-label="{verdict}">{"✓" if right else "✗"}</span>'
-                if verdict
-                else ""
-            )
-            items.append(f'<li class="{verdict}">{mark}<span>{escape(text)}</span></li>')
-        body = f"<blockquote>{escape(example.text)}</blockquote><ol>{''.join(items)}</ol>"
-        if len(example.pictures) == 1:
-            articles.append(f'<article class="query by-image">{pictures}<div>{body}</div></article>')
-        else:
-            articles.append(f'<article class="query"><div class="pair">{pictures}</div>{body}</article>')
-    return (
-        f"<section>\n<h2>{escape(title)}</h2>\n<p>{escape(caption)}</p>\n"
-        f'<div class="gallery">{"".join(articles)}</div>\n</section>'
-    )
 
 
 def write_task_report(
