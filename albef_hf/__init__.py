@@ -14,9 +14,9 @@ from transformers import (
 from .configuration_albef import AlbefConfig, AlbefTextConfig
 from .convert.albef import export_original_checkpoint, load_original_checkpoint
 from .modeling_albef import AlbefModel, AlbefOutput
+from .modeling_albef_assignment import AlbefForTextAssignment
 from .modeling_albef_classification import (
     AlbefClassificationOutput,
-    AlbefForTextAssignment,
     AlbefForVisualEntailment,
     AlbefForVisualReasoning,
 )

@@ -109,8 +109,9 @@ class AlbefConfig(SavesCode, PreTrainedConfig):
             contrastive loss: `negative` (as published for pre-training), `mask` (left out), or `positive` (shares the
             target, as published for retrieval fine-tuning, where `AlbefForImageTextRetrieval` always treats the same
             image so). With `mask` and `positive` it is never a hard negative.
-        published: do as the published fine-tuning code does where it has a known defect: the temperature is not kept
-            inside its bounds when retrieval is fine-tuned, and ranking answers counts their first token twice.
+        published_defects: do as the published fine-tuning code does where it has a known defect: the temperature is
+            not kept inside its bounds when retrieval is fine-tuned, and ranking answers counts their first token
+            twice. Read under its old name `published` too.
         gather_negatives: in-batch keys and hard negatives are drawn over all ranks, not within each (published: each).
     """
 
@@ -131,10 +132,12 @@ class AlbefConfig(SavesCode, PreTrainedConfig):
     same_image: str = "negative"
     same_caption: str = "negative"
     gather_negatives: bool = False
-    published: bool = False
+    published_defects: bool = False
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
+        if "published" in kwargs:  # the name of this field in older folders
+            self.published_defects = bool(kwargs.pop("published"))
         _refuse_misspelt_fields(self, kwargs)
         if self.vision_config is None:
             self.vision_config = AutoConfig.for_model("vit", image_size=256, layer_norm_eps=1e-6)

@@ -1,12 +1,55 @@
-"""ALBEF's losses as pure functions of tensors. Gathering across ranks is the caller's business.
+"""ALBEF's losses as pure functions of tensors, and the precision they are computed in.
 
-Logits are used in the precision they come in: callers lift half precision to float32 before.
+Gathering across ranks is the caller's business. Logits are used in the precision they come in: callers lift half
+precision to float32 before.
 """
 
 import torch
 from torch import nn
 
-IGNORED = -100
+IGNORED = -100  # a label or an id that does not count
+
+
+def full_precision(tensor: torch.Tensor) -> torch.Tensor:
+    """float32 at least: similarities over a temperature of 0.07 and softmaxes over a queue do not fit 16 bits."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def unit_vectors(vectors: torch.Tensor) -> torch.Tensor:
+    """Rows of length one, float32 at least. vectors: (..., dim)."""
+    return nn.functional.normalize(full_precision(vectors), dim=-1)
+
+
+def without_autocast(tensor: torch.Tensor) -> torch.autocast:
+    """A stretch in the precision the tensors are in, on this tensor's device."""
+    return torch.autocast("cpu" if tensor.is_meta else tensor.device.type, enabled=False)
+
+
+def distills(alpha: float | torch.Tensor) -> bool:
+    """Whether soft targets count at this weight. A tensor is not read: it always counts."""
+    return isinstance(alpha, torch.Tensor) or alpha > 0
+
+
+@torch.no_grad()
+def accuracy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The share of labels (...) that have the largest of their logits (..., classes); -100 does not count."""
+    right = (logits.argmax(-1) == labels).sum()
+    return right / (labels != IGNORED).sum().clamp(min=1)
+
+
+def check_pairs(pixel_values: torch.Tensor | None, input_ids: torch.Tensor | None) -> None:
+    """Raises:
+    ValueError: images without texts, texts without images, or different numbers of them.
+    """
+    if pixel_values is None or input_ids is None:
+        given, left_out = ("pixel_values", "input_ids") if input_ids is None else ("input_ids", "pixel_values")
+        if pixel_values is None and input_ids is None:
+            given = "nothing"
+        raise ValueError(f"each image needs a text and each text an image, but {left_out} are missing ({given} given)")
+    if pixel_values.shape[0] != input_ids.shape[0]:
+        raise ValueError(
+            f"losses need pairs, but there are {pixel_values.shape[0]} images and {input_ids.shape[0]} texts"
+        )
 
 
 def contrastive_loss(
@@ -82,32 +125,13 @@ def mean_cross_entropy(
 ) -> torch.Tensor:
     """Mean of `distilled_cross_entropy` over the rows that have a label; 0 where none has.
 
-    count: what the sum is divided by; the number of labels when left out.
+    At the masked positions this is masked language modeling (equations 3 and 7). count: what the sum is divided by;
+    the number of labels when left out.
     """
     if count is None:
         count = (labels != IGNORED).sum().to(logits.dtype)
     rows = distilled_cross_entropy(logits, labels, teacher_logits, alpha)
     return rows.sum() / torch.where(count > 0, count, 1)
-
-
-def masked_language_modelling_loss(
-    logits: torch.Tensor,
-    labels: torch.Tensor,
-    teacher_logits: torch.Tensor | None = None,
-    alpha: float | torch.Tensor = 0.0,
-    count: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Masked language modelling with momentum-distilled targets (equations 3 and 7), at the masked positions only.
-
-    Args:
-        logits: (positions, vocabulary).
-        labels: (positions,) token ids; -100 is ignored.
-        teacher_logits: (positions, vocabulary) of the momentum copies.
-        count: what the sum is divided by; the number of labels when left out.
-
-    Returns: scalar; 0 where there is no label at all.
-    """
-    return mean_cross_entropy(logits, labels, teacher_logits, alpha, count)
 
 
 def answer_losses(

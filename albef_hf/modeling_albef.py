@@ -11,23 +11,11 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_albef import AlbefConfig
-from .modeling_albef_text import AlbefPreTrainedModel, AlbefTextModel, KeysValues
+from .losses import full_precision, unit_vectors, without_autocast
+from .modeling_albef_attention import KeysValues
+from .modeling_albef_loading import AlbefPreTrainedModel
+from .modeling_albef_text import AlbefTextModel
 from .vision_backbone import VisionBackbone, VisionBackboneOutput
-
-
-def full_precision(tensor: torch.Tensor) -> torch.Tensor:
-    """float32 at least: similarities over a temperature of 0.07 and softmaxes over a queue do not fit 16 bits."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def unit_vectors(vectors: torch.Tensor) -> torch.Tensor:
-    """Rows of length one, float32 at least."""
-    return nn.functional.normalize(full_precision(vectors), dim=-1)
-
-
-def without_autocast(tensor: torch.Tensor) -> torch.autocast:
-    """A stretch in the precision the tensors are in, on this tensor's device."""
-    return torch.autocast("cpu" if tensor.is_meta else tensor.device.type, enabled=False)
 
 
 @dataclass
@@ -55,7 +43,7 @@ class AlbefModel(AlbefPreTrainedModel):
     def __init__(self, config: AlbefConfig, contrastive: bool = True) -> None:
         super().__init__(config)
         self.contrastive = contrastive
-        self.clamps_temperature = True
+        self.temperature_bounds = (config.temperature_minimum, config.temperature_maximum)
         self.vision_model = VisionBackbone(config.vision_config, config.vision_pooling)  # type: ignore[arg-type]
         width = self.vision_model.width
         if config.text_config.encoder_hidden_size is None:
@@ -98,9 +86,7 @@ class AlbefModel(AlbefPreTrainedModel):
 
     def clamped_temperature(self) -> torch.Tensor:
         """The learned temperature inside its bounds (published code), float32 at least."""
-        if not self.clamps_temperature:
-            return full_precision(self.temperature)
-        return full_precision(self.temperature).clamp(self.config.temperature_minimum, self.config.temperature_maximum)
+        return full_precision(self.temperature).clamp(*self.temperature_bounds)
 
     def _require_contrast(self) -> None:
         if not self.contrastive:

@@ -16,11 +16,20 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_albef import AlbefConfig, AlbefTextConfig
-from .losses import IGNORED, mean_cross_entropy, sample_hard_negatives
-from .modeling_albef import AlbefModel, full_precision, without_autocast
-from .modeling_albef_momentum import AlbefMomentumModel, check_images_per_text, check_pairs
-from .modeling_albef_text import AlbefPreTrainedModel, AlbefTextModel, KeysValues
+from .losses import (
+    IGNORED,
+    accuracy,
+    check_pairs,
+    distills,
+    full_precision,
+    mean_cross_entropy,
+)
+from .modeling_albef import AlbefModel
+from .modeling_albef_attention import KeysValues
+from .modeling_albef_momentum import AlbefMomentumModel, check_images_per_text
+from .modeling_albef_text import AlbefTextModel
 from .momentum import MomentumCopy
+from .trainable import Trainable
 
 
 @dataclass
@@ -41,14 +50,6 @@ class AlbefClassificationOutput(ModelOutput):
     first_image_index: torch.Tensor | None = None
     second_image_index: torch.Tensor | None = None
 
-    def metrics(self) -> dict[str, torch.Tensor]:
-        """Scalars worth a curve, still on the device."""
-        if self.logits is None or self.labels is None:
-            return {}
-        with torch.no_grad():
-            right = (self.logits.argmax(1) == self.labels).sum()
-            return {"accuracy": right / (self.labels != IGNORED).sum().clamp(min=1)}
-
 
 class AlbefClassifier(nn.Module):
     """A hidden layer and the classes."""
@@ -62,7 +63,7 @@ class AlbefClassifier(nn.Module):
         return self.output(self.dense(states).relu())
 
 
-def _task_config(config: AlbefConfig, classes: Sequence[str], images_per_text: int) -> AlbefConfig:
+def task_config(config: AlbefConfig, classes: Sequence[str], images_per_text: int) -> AlbefConfig:
     """The configuration of a task: its classes, and every fusion layer once for each image of a text."""
     config = copy.deepcopy(config)
     config.id2label = dict(enumerate(classes))
@@ -77,7 +78,7 @@ def _task_config(config: AlbefConfig, classes: Sequence[str], images_per_text: i
     return config
 
 
-def _repeated_layer_names(checkpoint_config: AlbefConfig | None, images_per_text: int) -> dict[str, str]:
+def repeated_layer_names(checkpoint_config: AlbefConfig | None, images_per_text: int) -> dict[str, str]:
     """Where the fusion layers of a checkpoint that reads one image go; those in between start as copies.
 
     Layer i becomes layer  first + images * (i - first).  The last one comes first, so that none is renamed twice.
@@ -92,7 +93,7 @@ def _repeated_layer_names(checkpoint_config: AlbefConfig | None, images_per_text
     }
 
 
-def _check_labels(labels: torch.Tensor, texts: int, classes: Sequence[str]) -> None:
+def check_labels(labels: torch.Tensor, texts: int, classes: Sequence[str]) -> None:
     if labels.shape != (texts,):
         raise ValueError(f"{texts} texts need as many labels, not {tuple(labels.shape)}")
     # On the host the check costs nothing; on a device it would be a host read in every step.
@@ -104,14 +105,28 @@ def _check_labels(labels: torch.Tensor, texts: int, classes: Sequence[str]) -> N
             raise ValueError(f"label {int(labels[row])} of row {row} is none of {names}, nor {IGNORED} (no label)")
 
 
-class _AlbefForClassification(AlbefMomentumModel):
+class Classifies(Trainable):
+    """What the loop asks of a model that ends in one of its `classes`."""
+
+    name = "albef"
+    classes: tuple[str, ...]
+
+    def chance_losses(self, batch_size: int) -> dict[str, float]:
+        """The value of the loss for a model that knows nothing."""
+        return {"loss": torch.tensor(float(len(self.classes))).log().item()}
+
+    def metrics(self, output: AlbefClassificationOutput) -> dict[str, torch.Tensor]:
+        """See `Trainable.metrics`."""
+        return {"accuracy": accuracy(output.logits, output.labels)}  # type: ignore[arg-type]
+
+
+class _AlbefForClassification(Classifies, AlbefMomentumModel):
     """A class from the fused state of the class token, taught by momentum copies of all modules (published code)."""
 
-    classes: tuple[str, ...]
     images_per_text = 1
 
     def __init__(self, config: AlbefConfig) -> None:
-        super().__init__(_task_config(config, self.classes, self.images_per_text))
+        super().__init__(task_config(config, self.classes, self.images_per_text))
         self.albef = AlbefModel(self.config, contrastive=False)
         self.classifier = AlbefClassifier(self.config.text_config, len(self.classes))  # type: ignore[arg-type]
         self.momentum_copy = MomentumCopy(self.online_modules())
@@ -124,10 +139,6 @@ class _AlbefForClassification(AlbefMomentumModel):
             "text_model": self.albef.text_model,
             "classifier": self.classifier,
         }
-
-    def chance_losses(self, batch_size: int) -> dict[str, float]:
-        """The value of the loss for a model that knows nothing."""
-        return {"loss": torch.tensor(float(len(self.classes))).log().item()}
 
     @classmethod
     def _check_images(cls, pixel_values: torch.Tensor, input_ids: torch.Tensor) -> None:
@@ -178,10 +189,10 @@ class _AlbefForClassification(AlbefMomentumModel):
         logits = self._logits(self.albef, self.classifier, input_ids, pixel_values, attention_mask)
         if labels is None:
             return AlbefClassificationOutput(logits=logits)
-        _check_labels(labels, input_ids.shape[0], self.classes)
+        check_labels(labels, input_ids.shape[0], self.classes)
         alpha = self.config.alpha if alpha is None else alpha
         teacher_logits = None
-        if self._distils(alpha):
+        if distills(alpha):
             with torch.no_grad():
                 copies: Any = self.momentum_copy
                 teacher_logits = self._logits(copies, copies.classifier, input_ids, pixel_values, attention_mask)
@@ -218,7 +229,7 @@ class AlbefForVisualReasoning(_AlbefForClassification):
     @classmethod
     def renamed_keys(cls, checkpoint_config: AlbefConfig | None) -> dict[str, str]:
         """See `LoadsFromOtherTasks.renamed_keys`."""
-        return _repeated_layer_names(checkpoint_config, cls.images_per_text)
+        return repeated_layer_names(checkpoint_config, cls.images_per_text)
 
     @classmethod
     def _check_images(cls, pixel_values: torch.Tensor, input_ids: torch.Tensor) -> None:
@@ -232,133 +243,12 @@ class AlbefForVisualReasoning(_AlbefForClassification):
     _keys_values = staticmethod(_two_images)
 
 
-class AlbefForTextAssignment(AlbefPreTrainedModel):
-    """Pre-training for visual reasoning: does the text belong to the first image, to the second, or to neither?
-
-    (Section 5, "NLVR".) For each text other images of the batch are drawn in proportion to their similarity with its
-    own. It has no teacher; projections and temperature come along, for the draw, and do not train.
-    """
-
-    classes = ("first image", "second image", "neither")
-    images_per_text = 2
-    albef: AlbefModel
-    starts = AlbefForVisualReasoning.starts
-
-    def __init__(self, config: AlbefConfig) -> None:
-        super().__init__(_task_config(config, self.classes, self.images_per_text))
-        self.albef = AlbefModel(self.config)
-        self.assignment_head = nn.Linear(self.config.text_config.hidden_size, len(self.classes))
-        self.post_init()
-        self.freeze()
-
-    @classmethod
-    def renamed_keys(cls, checkpoint_config: AlbefConfig | None) -> dict[str, str]:
-        """See `LoadsFromOtherTasks.renamed_keys`."""
-        return _repeated_layer_names(checkpoint_config, cls.images_per_text)
-
-    def freeze(self) -> None:
-        """Projections and temperature serve the draw and do not train."""
-        self.albef.vision_projection.requires_grad_(False)
-        self.albef.text_projection.requires_grad_(False)
-        self.albef.temperature.requires_grad_(False)
-
-    def chance_losses(self, batch_size: int) -> dict[str, float]:
-        """The value of the loss for a model that knows nothing."""
-        return {"loss": torch.tensor(float(len(self.classes))).log().item()}
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        pixel_values: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        first_image_index: torch.Tensor | None = None,
-        second_image_index: torch.Tensor | None = None,
-        image_ids: torch.Tensor | None = None,
-        assignment_draws: torch.Tensor | None = None,
-        **kwargs: Any,
-    ) -> AlbefClassificationOutput:
-        """Logits and loss of B texts, each before two images of the batch.
-
-        Args:
-            input_ids, attention_mask: (B, T).
-            pixel_values: (B, channels, height, width), the image of each text.
-            first_image_index, second_image_index: (B,) rows of `pixel_values` that stand before each text. Drawn,
-                together with `labels`, where left out: with probability 1/3 each the text's own image is the first,
-                the second, or neither of them.
-            labels: (B,) 0 where the text belongs to the first image, 1 to the second, 2 to neither; -100 is ignored.
-            image_ids: (B,) integers; images with the same one, -100 aside, are never drawn as another image.
-            assignment_draws: (B, 3) uniform in [0, 1): they choose the label and the other images. Drawn from torch's
-                generator where left out.
-
-        Raises:
-            ValueError: different numbers of images and texts, fewer than three pairs to draw from, only some of
-                labels and indices, or one out of range.
-        """
-        check_pairs(pixel_values, input_ids)
-        texts = input_ids.shape[0]
-        image = self.albef.vision_model(pixel_values)
-        given = [value is not None for value in (labels, first_image_index, second_image_index)]
-        if not any(given):
-            labels, first_image_index, second_image_index = self._draw(image, image_ids, assignment_draws)
-        elif not all(given):
-            raise ValueError("labels, first_image_index and second_image_index come together or not at all")
-        _check_labels(labels, texts, self.classes)  # type: ignore[arg-type]
-        for name, index in (("first", first_image_index), ("second", second_image_index)):
-            if index.shape != (texts,) or (index.device.type == "cpu" and not ((index >= 0) & (index < texts)).all()):
-                raise ValueError(f"{name}_image_index must hold {texts} rows of the batch, not {index}")
-        text_model = self.albef.text_model
-        # An image's keys and values are projected once, however many texts it stands before.
-        keys_values = text_model.interleave(
-            text_model.project_image_tokens(image.tokens),
-            [first_image_index, second_image_index],  # type: ignore[list-item]
-        )
-        states = text_model.encode_text(input_ids, attention_mask)
-        fused = text_model.fuse(states, attention_mask, keys_values, queries=1)
-        logits = full_precision(self.assignment_head(fused[:, 0]))
-        return AlbefClassificationOutput(
-            loss=mean_cross_entropy(logits, labels),  # type: ignore[arg-type]
-            logits=logits,
-            labels=labels,
-            first_image_index=first_image_index,
-            second_image_index=second_image_index,
-        )
-
-    @torch.no_grad()
-    def _draw(
-        self, image: Any, image_ids: torch.Tensor | None, draws: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Labels, first and second image of each text (published code, whose temperature is not the learned one)."""
-        texts, device = image.pooled.shape[0], image.pooled.device
-        if texts < 3:
-            raise ValueError(
-                f"two other images are drawn from the batch for each text, so it needs at least 3 pairs, not {texts}"
-            )
-        embeds = self.albef.project_image(image)
-        own = torch.arange(texts, device=device)
-        excluded = own[:, None] == own
-        if image_ids is not None:
-            excluded |= (image_ids[:, None] == image_ids) & (image_ids != IGNORED)
-        if draws is None:
-            draws = torch.rand(texts, 3, device=device)
-        with without_autocast(embeds):
-            similarity = embeds @ embeds.T / self.config.temperature
-        other, has_other = sample_hard_negatives(similarity, excluded, draws[:, 1])
-        another, has_another = sample_hard_negatives(similarity, excluded | (other[:, None] == own), draws[:, 2])
-        neither = draws[:, 0] < 1 / 3
-        in_second = ~neither & (draws[:, 0] < 2 / 3)
-        labels = torch.where(neither, 2, torch.where(in_second, 1, 0))
-        # A text whose image is (almost) all of the batch has no others to stand before, and teaches nothing.
-        labels = labels.masked_fill(~torch.where(neither, has_another, has_other), IGNORED)
-        first = torch.where(neither | in_second, other, own)
-        second = torch.where(neither, another, torch.where(in_second, own, other))
-        return labels, first, second
-
-
 __all__ = [
     "AlbefClassificationOutput",
-    "AlbefForTextAssignment",
     "AlbefForVisualEntailment",
     "AlbefForVisualReasoning",
+    "Classifies",
+    "check_labels",
+    "repeated_layer_names",
+    "task_config",
 ]

@@ -11,14 +11,14 @@ from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_albef import AlbefTextConfig
-from .modeling_albef import full_precision
+from .losses import full_precision
+from .modeling_albef_attention import KeysValues, additive_mask
+from .modeling_albef_loading import AlbefPreTrainedModel
 from .modeling_albef_text import (
-    AlbefMaskedLanguageModellingHead,
-    AlbefPreTrainedModel,
+    AlbefMaskedLanguageModelingHead,
     AlbefTextEmbeddings,
     AlbefTextLayer,
     AlbefTextModel,
-    KeysValues,
 )
 
 
@@ -50,7 +50,7 @@ class AlbefAnswerDecoder(AlbefPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.embeddings = AlbefTextEmbeddings(config)
         self.encoder = AlbefAnswerLayers(config)
-        self.cls = AlbefMaskedLanguageModellingHead(config)
+        self.cls = AlbefMaskedLanguageModelingHead(config)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -87,12 +87,7 @@ class AlbefAnswerDecoder(AlbefPreTrainedModel, GenerationMixin):
         question = None if question_mask is None else question_mask.to(torch.bool)[:, None, None, :]
         if self.config._attn_implementation != "eager":
             return seen, question
-
-        def added(visible: torch.Tensor) -> torch.Tensor:
-            lowest = torch.finfo(states.dtype).min
-            return torch.zeros_like(visible, dtype=states.dtype).masked_fill(~visible, lowest)
-
-        return added(seen), None if question is None else added(question)
+        return additive_mask(seen, states.dtype), None if question is None else additive_mask(question, states.dtype)
 
     def decode(
         self,

@@ -1,15 +1,22 @@
-"""Loading a model of one task from a checkpoint of another, and saying in words what that did."""
+"""The base of every ALBEF model: it loads from a checkpoint of any task, and says in words what that did."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from safetensors import SafetensorError
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
 from transformers.utils import logging
 
 from .configuration_albef import AlbefConfig
 from .model_folder import check_model_folder
+from .modeling_albef_attention import KeysValues
+from .momentum import MomentumCopy
+from .vision_backbone import VisionBackbone
 
 logger = logging.get_logger(__name__)
 
@@ -87,6 +94,86 @@ class LoadsFromOtherTasks:
         return (model, report) if with_report else model
 
 
+class AlbefPreTrainedModel(LoadsFromOtherTasks, PreTrainedModel):
+    """What transformers has to know of every ALBEF model."""
+
+    config: AlbefConfig
+    base_model_prefix = "albef"
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "text")  # type: ignore[assignment]
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["AlbefTextLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        start = getattr(module, "start_weights", None)  # of a module with parameters that transformers does not know
+        if start is not None:
+            start()
+
+    def freeze(self) -> None:
+        """See `LoadsFromOtherTasks.freeze`: momentum copies, and what an image encoder does not use."""
+        for module in self.modules():
+            if isinstance(module, (MomentumCopy, VisionBackbone)):
+                module.freeze()
+
+
+class RepeatsFusionLayers(PreTrainedModel):
+    """For text models that read a text with several images: each fusion layer stands once for each image.
+
+    The repeated layers share their cross-attention's keys and values (section 5, "NLVR"), and start as copies of the
+    layer they repeat where no checkpoint has filled them.
+    """
+
+    encoder: Any
+
+    def _repeated_layers(self) -> list[tuple[int, int]]:
+        """Each layer that repeats another one for a further image, and that one."""
+        first, images = self.config.fusion_layer, self.config.images_per_text
+        layers = range(first, self.config.num_hidden_layers)
+        return [(index, index - (index - first) % images) for index in layers if (index - first) % images]
+
+    def tie_repeated_layers(self) -> None:
+        """Tell transformers what is shared. For use in `__init__`, before `post_init`."""
+        if self.config.images_per_text > 1:
+            # transformers initializes a module only if it holds a tensor that no checkpoint has filled.
+            self.register_buffer("unsaved", torch.empty(0), persistent=False)
+        self._tied_weights_keys = {
+            f"encoder.layer.{index}.crossattention.self.{name}": f"encoder.layer.{first}.crossattention.self.{name}"
+            for index, first in self._repeated_layers()
+            for name in ("key.weight", "key.bias", "value.weight", "value.bias")
+        }
+
+    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
+        """transformers ties only where word embeddings are tied to an output layer; here it is something else."""
+        return dict(self._tied_weights_keys or {})
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self:
+            for index, first in self._repeated_layers():
+                layers = self.encoder.layer[index].parameters(), self.encoder.layer[first].parameters()
+                for repeated, original in zip(*layers, strict=True):
+                    init.copy_(repeated, original)
+
+    @staticmethod
+    def interleave(
+        image_keys_values: Sequence[KeysValues], images: Sequence[torch.Tensor | slice]
+    ) -> list[KeysValues]:
+        """What `fuse` takes where a text has several images.
+
+        Args:
+            image_keys_values: from `project_image_tokens`, of all images.
+            images: rows in there of the first image of each text, of the second image of each text ...
+        """
+        return [(key[rows], value[rows]) for key, value in image_keys_values for rows in images]
+
+
 def _in_words(report: Mapping[str, Iterable[Any]], starts: Mapping[str, str]) -> str:
     """A loading report of transformers in words."""
     parts: dict[str, list[str]] = {}
@@ -106,4 +193,4 @@ def _part(name: str) -> str:
     return ".".join(re.sub(r"\.(weight|bias)$", "", name).split(".")[:2])
 
 
-__all__ = ["LoadsFromOtherTasks"]
+__all__ = ["AlbefPreTrainedModel", "LoadsFromOtherTasks", "RepeatsFusionLayers"]

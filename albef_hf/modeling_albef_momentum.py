@@ -1,26 +1,15 @@
 """What every ALBEF model with momentum copies shares (Li et al. 2021, section 3.5)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from .modeling_albef import AlbefModel
-from .modeling_albef_text import AlbefPreTrainedModel
+from .modeling_albef_loading import AlbefPreTrainedModel
 from .momentum import FeatureQueue, MomentumCopy
-
-
-def check_pairs(pixel_values: torch.Tensor | None, input_ids: torch.Tensor | None) -> None:
-    """Raises: ValueError: images without texts, texts without images, or different numbers of them."""
-    if pixel_values is None or input_ids is None:
-        given, left_out = ("pixel_values", "input_ids") if input_ids is None else ("input_ids", "pixel_values")
-        if pixel_values is None and input_ids is None:
-            given = "nothing"
-        raise ValueError(f"each image needs a text and each text an image, but {left_out} are missing ({given} given)")
-    if pixel_values.shape[0] != input_ids.shape[0]:
-        raise ValueError(
-            f"losses need pairs, but there are {pixel_values.shape[0]} images and {input_ids.shape[0]} texts"
-        )
+from .trainable import Trainable
 
 
 def check_images_per_text(config: Any, wanted: int = 1) -> None:
@@ -33,7 +22,7 @@ def check_images_per_text(config: Any, wanted: int = 1) -> None:
         )
 
 
-class AlbefMomentumModel(AlbefPreTrainedModel):
+class AlbefMomentumModel(Trainable, AlbefPreTrainedModel):
     """Base of the models that momentum copies of their own modules teach.
 
     `forward` changes nothing. After each optimizer step call `update_momentum()`. `save_pretrained` leaves the copies
@@ -43,6 +32,7 @@ class AlbefMomentumModel(AlbefPreTrainedModel):
     # Absent from published folders by design; see `_init_weights`.
     _keys_to_ignore_on_load_missing = [r"^momentum_copy\.", r"^image_queue\.", r"^text_queue\."]
 
+    name = "albef"
     albef: AlbefModel
     momentum_copy: MomentumCopy
 
@@ -65,10 +55,7 @@ class AlbefMomentumModel(AlbefPreTrainedModel):
 
     @torch.no_grad()
     def update_momentum(self, step: int = 0, total_steps: int = 1) -> None:
-        """Move the momentum copies. Once per optimizer step.
-
-        The momentum is constant; step and total_steps are for methods with a schedule.
-        """
+        """Move the momentum copies. Once per optimizer step. The momentum is constant (0.995; section 3.5)."""
         self.momentum_copy.update(self.online_modules(), self.config.momentum)
 
     @torch.no_grad()
@@ -76,14 +63,11 @@ class AlbefMomentumModel(AlbefPreTrainedModel):
         """Make the momentum copies equal to the online weights."""
         self.momentum_copy.reset(self.online_modules())
 
-    def step_arguments(self, step: int, steps_per_epoch: int, total_steps: int) -> dict[str, float]:
-        """Arguments of `forward` that follow the schedule. step: optimizer steps done so far."""
+    def schedules(self, steps_per_epoch: int, total_steps: int) -> dict[str, Sequence[float]]:
+        """alpha grows linearly from 0 over the first `alpha_ramp_epochs` (section 3.4; 1 in the published code)."""
         ramp = self.config.alpha_ramp_epochs * steps_per_epoch
-        return {"alpha": self.config.alpha * min(1.0, step / ramp) if ramp > 0 else self.config.alpha}
-
-    @staticmethod
-    def _distils(alpha: float | torch.Tensor) -> bool:
-        return isinstance(alpha, torch.Tensor) or alpha > 0
+        shares = (min(1.0, step / ramp) if ramp > 0 else 1.0 for step in range(total_steps))
+        return {"alpha": [self.config.alpha * share for share in shares]}
 
     def save_pretrained(self, save_directory: Any, *args: Any, save_momentum: bool = False, **kwargs: Any) -> None:
         """As in transformers; `save_momentum=True` keeps the momentum copies and the queues."""
@@ -99,4 +83,4 @@ class AlbefMomentumModel(AlbefPreTrainedModel):
             self._keys_to_ignore_on_save = before
 
 
-__all__ = ["AlbefMomentumModel", "check_images_per_text", "check_pairs"]
+__all__ = ["AlbefMomentumModel", "check_images_per_text"]

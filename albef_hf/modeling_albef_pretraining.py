@@ -1,6 +1,7 @@
 """ALBEF's pre-training (Li et al. 2021, https://arxiv.org/abs/2107.07651, section 3).
 
-`AlbefForPreTraining.forward` reads as the paper's figure 1: encode, align, fuse, predict.
+`AlbefForPreTraining.forward` reads as the paper's figure 1: encode, contrast, draw hard negatives, match, predict
+words.
 """
 
 from dataclasses import dataclass
@@ -13,10 +14,9 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_albef import AlbefConfig
 from .gathering import mean_over_ranks
-from .losses import IGNORED, masked_language_modelling_loss
-from .modeling_albef import full_precision
-from .modeling_albef_alignment import AlbefAlignmentModel, alignment_metrics
-from .modeling_albef_text import AlbefMaskedLanguageModellingHead
+from .losses import IGNORED, distills, full_precision, mean_cross_entropy
+from .modeling_albef_alignment import AlbefAlignmentModel, Encoded, Teacher
+from .modeling_albef_text import AlbefMaskedLanguageModelingHead
 from .momentum import MomentumCopy
 
 
@@ -61,10 +61,6 @@ class AlbefForPreTrainingOutput(ModelOutput):
     key_ids: torch.Tensor | None = None
     temperature: torch.Tensor | None = None
 
-    def metrics(self) -> dict[str, torch.Tensor]:
-        """Scalars worth a curve, still on the device."""
-        return alignment_metrics(self)
-
 
 class AlbefForPreTraining(AlbefAlignmentModel):
     """ALBEF with its three objectives, its momentum copies and its queues (paper, section 3).
@@ -76,7 +72,7 @@ class AlbefForPreTraining(AlbefAlignmentModel):
 
     def __init__(self, config: AlbefConfig) -> None:
         super().__init__(config)
-        self.cls = AlbefMaskedLanguageModellingHead(config.text_config)  # type: ignore[arg-type]
+        self.cls = AlbefMaskedLanguageModelingHead(config.text_config)  # type: ignore[arg-type]
         self.momentum_copy = MomentumCopy(self.online_modules())
         self._add_queues()
         self.post_init()
@@ -129,73 +125,70 @@ class AlbefForPreTraining(AlbefAlignmentModel):
         if return_loss is None:
             return_loss = mlm_labels is not None
         if not return_loss:
-            output = self.albef(input_ids, pixel_values, attention_mask)
-            return AlbefForPreTrainingOutput(**output)
-        alpha = self.config.alpha if alpha is None else alpha
+            return AlbefForPreTrainingOutput(**self.albef(input_ids, pixel_values, attention_mask))
+        if (mlm_input_ids is None) != (mlm_labels is None):
+            raise ValueError("mlm_input_ids and mlm_labels belong together: give both, or neither")
         self._check_pairs(pixel_values, input_ids)
+        alpha = self.config.alpha if alpha is None else alpha
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        text_model = self.albef.text_model
-
-        # Encode. The unmasked text serves contrast and matching, the masked one language modelling; one pass for both.
-        image = self.albef.vision_model(pixel_values)
-        if mlm_input_ids is None:
-            text_states = text_model.encode_text(input_ids, attention_mask)
-        else:
-            both = text_model.encode_text(torch.cat([input_ids, mlm_input_ids]), attention_mask.repeat(2, 1))
-            text_states, masked_text_states = both.chunk(2)
-        image_embeds = self.albef.project_image(image)  # (B, projection_dim)
-        text_embeds = self.albef.project_text(text_states)
-        teacher = self._teach(pixel_values, input_ids, attention_mask, mlm_input_ids if self._distils(alpha) else None)
-
-        # Align and fuse.
-        fields, image_keys_values = self._align_and_match(
-            image,
-            text_states,
-            attention_mask,
-            teacher,
-            image_embeds,
-            text_embeds,
-            image_ids,
-            caption_ids,
-            negative_draws,
-            alpha,
-        )
-        loss, loss_mlm, mlm_logits = fields["loss_itc"] + fields["loss_itm"], None, None
-
-        # Predict.
-        if mlm_input_ids is not None:
-            fused = text_model.fuse(masked_text_states, attention_mask, image_keys_values)
-            loss_mlm, mlm_logits = self._predict_words(fused, teacher.fused, mlm_labels, mlm_positions, alpha)  # type: ignore[arg-type]
+        online = self.encode(pixel_values, input_ids, attention_mask, mlm_input_ids)
+        taught_words = mlm_input_ids if distills(alpha) else None
+        teacher = self.teach(pixel_values, input_ids, attention_mask, taught_words)
+        keys = self.collect_keys(teacher, image_ids, caption_ids)
+        contrast = self.contrast(online, teacher, keys, alpha)
+        negatives = self.draw_negatives(contrast, keys, negative_draws)
+        loss_itm, itm_logits, itm_labels = self.match(online, negatives)
+        loss, loss_mlm, mlm_logits = contrast.loss + loss_itm, None, None
+        if mlm_labels is not None:
+            loss_mlm, mlm_logits = self.predict_words(online, teacher, mlm_labels, mlm_positions, alpha)
             loss = loss + loss_mlm
-        return AlbefForPreTrainingOutput(loss=loss, loss_mlm=loss_mlm, mlm_logits=mlm_logits, **fields)
+        return AlbefForPreTrainingOutput(
+            loss=loss,
+            loss_itc=contrast.loss,
+            loss_itm=loss_itm,
+            loss_mlm=loss_mlm,
+            logits_per_image=contrast.logits_per_image,
+            logits_per_text=contrast.logits_per_image.T,
+            image_embeds=online.image_embeds,
+            text_embeds=online.text_embeds,
+            itm_logits=itm_logits,
+            itm_labels=itm_labels,
+            mlm_logits=mlm_logits,
+            negative_image_index=negatives.images,
+            negative_text_index=negatives.texts,
+            image_keys=keys.image,
+            text_keys=keys.text,
+            key_ids=keys.ids,
+            temperature=contrast.temperature,
+        )
 
-    def _predict_words(
+    def predict_words(
         self,
-        fused: torch.Tensor,
-        teacher_fused: torch.Tensor | None,
+        online: Encoded,
+        teacher: Teacher,
         labels: torch.Tensor,
         positions: torch.Tensor | None,
         alpha: float | torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Language modelling loss and logits at the masked positions."""
-        labels = labels.flatten()
+        """Masked language modeling with the image (equations 3 and 7): loss, and logits (M, vocabulary)."""
+        text_model, labels = self.albef.text_model, labels.flatten()
         if positions is None:
             positions = (labels != IGNORED).nonzero().squeeze(1)
         labels = labels[positions]
-        word_embeddings = self.albef.text_model.embeddings.word_embeddings.weight
-        logits = full_precision(self.cls(fused.flatten(0, 1)[positions], word_embeddings))
-        teacher_logits = None
-        if teacher_fused is not None:
+        assert online.masked_states is not None
+        fused = text_model.fuse(online.masked_states, online.attention_mask, online.image_keys_values)
+        embeddings: Any = text_model.embeddings.word_embeddings.weight
+        logits = full_precision(self.cls(fused.flatten(0, 1)[positions], embeddings))
+        teacher_logits = count = None
+        if teacher.fused_states is not None:
             with torch.no_grad():
-                copies = self.momentum_copy
-                word_embeddings = copies.text_model.embeddings.word_embeddings.weight  # type: ignore[assignment]
-                teacher_logits = copies.cls(teacher_fused.flatten(0, 1)[positions], word_embeddings)
-                teacher_logits = full_precision(teacher_logits)
-        count = None
+                copies, states = self.momentum_copy, teacher.fused_states.flatten(0, 1)[positions]
+                embeddings = copies.text_model.embeddings.word_embeddings.weight
+                teacher_logits = full_precision(copies.cls(states, embeddings))
         if self.config.gather_negatives:  # one process would divide by the count of the global batch
             count = mean_over_ranks((labels != IGNORED).sum().to(logits.dtype))
-        return masked_language_modelling_loss(logits, labels, teacher_logits, alpha, count), logits
+        return mean_cross_entropy(logits, labels, teacher_logits, alpha, count), logits
 
 
 __all__ = ["AlbefForPreTraining", "AlbefForPreTrainingOutput"]

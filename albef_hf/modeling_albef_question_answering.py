@@ -14,14 +14,12 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_albef import AlbefConfig
-from .losses import IGNORED, answer_losses
+from .losses import IGNORED, accuracy, answer_losses, check_pairs, distills
 from .modeling_albef import AlbefModel
+from .modeling_albef_attention import KeysValues
 from .modeling_albef_decoder import AlbefAnswerDecoder
-from .modeling_albef_momentum import AlbefMomentumModel, check_images_per_text, check_pairs
-from .modeling_albef_text import (
-    AlbefTextModel,
-    KeysValues,
-)
+from .modeling_albef_momentum import AlbefMomentumModel, check_images_per_text
+from .modeling_albef_text import AlbefTextModel
 from .momentum import MomentumCopy
 
 DEFAULT_ANSWER_TOKENS = 10
@@ -44,14 +42,6 @@ class AlbefForQuestionAnsweringOutput(ModelOutput):
     answer_logits: torch.Tensor | None = None
     answer_labels: torch.Tensor | None = None
     question_states: torch.Tensor | None = None
-
-    def metrics(self) -> dict[str, torch.Tensor]:
-        """Scalars worth a curve, still on the device."""
-        if self.answer_logits is None or self.answer_labels is None:
-            return {}
-        with torch.no_grad():
-            right = (self.answer_logits.argmax(-1) == self.answer_labels).sum()
-            return {"token_accuracy": right / (self.answer_labels != IGNORED).sum().clamp(min=1)}
 
 
 @dataclass
@@ -109,6 +99,10 @@ class AlbefForQuestionAnswering(AlbefMomentumModel):
     def chance_losses(self, batch_size: int) -> dict[str, float]:
         """The value of the loss of a token for a model that knows nothing."""
         return {"loss_per_token": torch.tensor(float(self.config.text_config.vocab_size)).log().item()}
+
+    def metrics(self, output: AlbefForQuestionAnsweringOutput) -> dict[str, torch.Tensor]:
+        """See `Trainable.metrics`."""
+        return {"token_accuracy": accuracy(output.answer_logits, output.answer_labels)}  # type: ignore[arg-type]
 
     def encode_question(
         self, input_ids: torch.Tensor, pixel_values: torch.Tensor, attention_mask: torch.Tensor | None = None
@@ -178,7 +172,7 @@ class AlbefForQuestionAnswering(AlbefMomentumModel):
 
         logits = answer_logits(self.decoder, question_states)
         teacher_logits = None
-        if self._distils(alpha):
+        if distills(alpha):
             with torch.no_grad():
                 copies: Any = self.momentum_copy
                 states = self._encode(copies.vision_model, copies.text_model, input_ids, pixel_values, attention_mask)
@@ -210,7 +204,7 @@ class AlbefForQuestionAnswering(AlbefMomentumModel):
         """The most probable of a list of C answers to each of B questions (section 5; published code).
 
         The k candidates with the most probable first tokens are kept and scored by their log-probability. The
-        published code adds that of the first token once more; so does this one with `config.published`.
+        published code adds that of the first token once more; so does this one with `config.published_defects`.
 
         Args:
             input_ids, attention_mask, pixel_values: as in `forward`.
@@ -252,7 +246,7 @@ class AlbefForQuestionAnswering(AlbefMomentumModel):
                 ).view(-1, k)
             )
         log_probabilities = torch.cat(scores)
-        score = log_probabilities + first if self.config.published else log_probabilities
+        score = log_probabilities + first if self.config.published_defects else log_probabilities
         probabilities, order = score.softmax(1).sort(dim=1, descending=True, stable=True)
         return AlbefAnswerRanking(
             answer_ids=kept.gather(1, order),

@@ -1,5 +1,6 @@
 """Fine-tuning ALBEF for image-text retrieval (Li et al. 2021, https://arxiv.org/abs/2107.07651, section 5)."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_albef import AlbefConfig
-from .modeling_albef_alignment import AlbefAlignmentModel, alignment_metrics
+from .modeling_albef_alignment import AlbefAlignmentModel
 from .momentum import MomentumCopy
 
 
@@ -43,22 +44,19 @@ class AlbefForImageTextRetrievalOutput(ModelOutput):
     key_ids: torch.Tensor | None = None
     temperature: torch.Tensor | None = None
 
-    def metrics(self) -> dict[str, torch.Tensor]:
-        """Scalars worth a curve, still on the device."""
-        return alignment_metrics(self)
-
 
 class AlbefForImageTextRetrieval(AlbefAlignmentModel):
     """ALBEF fine-tuned with contrast and matching on pairs of which several may show the same image.
 
     All texts of an image share the target of the contrast, within the batch and the queue, and none of them is its
     hard negative, whatever `config.same_image` says; `config.same_caption` is followed. The published code does not
-    keep the temperature inside its bounds here; nor does this model with `config.published`.
+    keep the temperature inside its bounds here; nor does this model with `config.published_defects`.
     """
 
     def __init__(self, config: AlbefConfig) -> None:
         super().__init__(config)
-        self.albef.clamps_temperature = not config.published
+        if config.published_defects:
+            self.albef.temperature_bounds = (-math.inf, math.inf)
         self.momentum_copy = MomentumCopy(self.online_modules())
         self._add_queues()
         self.post_init()
@@ -99,25 +97,33 @@ class AlbefForImageTextRetrieval(AlbefAlignmentModel):
             return_loss = image_ids is not None
         if not return_loss:
             return AlbefForImageTextRetrievalOutput(**self.albef(input_ids, pixel_values, attention_mask))
-        alpha = self.config.alpha if alpha is None else alpha
         self._check_pairs(pixel_values, input_ids)
+        alpha = self.config.alpha if alpha is None else alpha
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        image = self.albef.vision_model(pixel_values)
-        text_states = self.albef.text_model.encode_text(input_ids, attention_mask)
-        fields, _ = self._align_and_match(
-            image,
-            text_states,
-            attention_mask,
-            self._teach(pixel_values, input_ids, attention_mask, None),
-            self.albef.project_image(image),
-            self.albef.project_text(text_states),
-            image_ids,
-            caption_ids,
-            negative_draws,
-            alpha,
+        online = self.encode(pixel_values, input_ids, attention_mask)
+        teacher = self.teach(pixel_values, input_ids, attention_mask)
+        keys = self.collect_keys(teacher, image_ids, caption_ids)
+        contrast = self.contrast(online, teacher, keys, alpha)
+        negatives = self.draw_negatives(contrast, keys, negative_draws)
+        loss_itm, itm_logits, itm_labels = self.match(online, negatives)
+        return AlbefForImageTextRetrievalOutput(
+            loss=contrast.loss + loss_itm,
+            loss_itc=contrast.loss,
+            loss_itm=loss_itm,
+            logits_per_image=contrast.logits_per_image,
+            logits_per_text=contrast.logits_per_image.T,
+            image_embeds=online.image_embeds,
+            text_embeds=online.text_embeds,
+            itm_logits=itm_logits,
+            itm_labels=itm_labels,
+            negative_image_index=negatives.images,
+            negative_text_index=negatives.texts,
+            image_keys=keys.image,
+            text_keys=keys.text,
+            key_ids=keys.ids,
+            temperature=contrast.temperature,
         )
-        return AlbefForImageTextRetrievalOutput(loss=fields["loss_itc"] + fields["loss_itm"], **fields)
 
 
 __all__ = ["AlbefForImageTextRetrieval", "AlbefForImageTextRetrievalOutput"]

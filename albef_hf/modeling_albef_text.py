@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
@@ -18,31 +17,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_albef import AlbefConfig, AlbefTextConfig
-from .modeling_albef_loading import LoadsFromOtherTasks
-from .momentum import MomentumCopy
-from .vision_backbone import VisionBackbone
-
-# Keys and values of one fusion layer for some images, each (batch, heads, image tokens, head width).
-KeysValues = tuple[torch.Tensor, torch.Tensor]
-
-
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention that can show its weights; the others go through transformers' attention functions."""
-    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    weights = nn.functional.dropout(scores.softmax(-1), p=dropout, training=module.training)
-    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+from .configuration_albef import AlbefTextConfig
+from .modeling_albef_attention import KeysValues, additive_mask, eager_attention_forward
+from .modeling_albef_loading import AlbefPreTrainedModel, RepeatsFusionLayers
 
 
 class AlbefTextEmbeddings(nn.Module):
@@ -201,37 +178,7 @@ class AlbefTextEncoder(nn.Module):
         )
 
 
-class AlbefPreTrainedModel(LoadsFromOtherTasks, PreTrainedModel):
-    config: AlbefConfig
-    base_model_prefix = "albef"
-    main_input_name = "pixel_values"
-    input_modalities = ("image", "text")  # type: ignore[assignment]
-    supports_gradient_checkpointing = True
-    _no_split_modules = ["AlbefTextLayer"]
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_record_outputs = {
-        "hidden_states": AlbefTextLayer,
-        "attentions": AlbefTextSelfAttention,
-        "cross_attentions": AlbefTextCrossAttention,
-    }
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, AlbefPredictionHead):
-            init.zeros_(module.bias)
-
-    def freeze(self) -> None:
-        """See `LoadsFromOtherTasks.freeze`: momentum copies, and what an image encoder does not use."""
-        for module in self.modules():
-            if isinstance(module, (MomentumCopy, VisionBackbone)):
-                module.freeze()
-
-
-class AlbefTextModel(AlbefPreTrainedModel):
+class AlbefTextModel(RepeatsFusionLayers, AlbefPreTrainedModel):
     """BERT as a text encoder (layers below `fusion_layer`) and a fusion encoder (the layers from there on).
 
     Parameter names are BERT's, so BERT weights load by name; cross-attention is new.
@@ -242,6 +189,11 @@ class AlbefTextModel(AlbefPreTrainedModel):
 
     config: AlbefTextConfig  # type: ignore[assignment]
     base_model_prefix = "text_model"
+    _can_record_outputs = {
+        "hidden_states": AlbefTextLayer,
+        "attentions": AlbefTextSelfAttention,
+        "cross_attentions": AlbefTextCrossAttention,
+    }
     main_input_name = "input_ids"
     input_modalities = ("text",)  # type: ignore[assignment]
 
@@ -249,36 +201,8 @@ class AlbefTextModel(AlbefPreTrainedModel):
         super().__init__(config)
         self.embeddings = AlbefTextEmbeddings(config)
         self.encoder = AlbefTextEncoder(config)
-        if config.images_per_text > 1:
-            # transformers initialises a module only if it holds a tensor that no checkpoint has filled.
-            self.register_buffer("unsaved", torch.empty(0), persistent=False)
-        self._tied_weights_keys = {
-            f"encoder.layer.{index}.crossattention.self.{name}": f"encoder.layer.{first}.crossattention.self.{name}"
-            for index, first in self._repeated_layers()
-            for name in ("key.weight", "key.bias", "value.weight", "value.bias")
-        }
+        self.tie_repeated_layers()
         self.post_init()
-
-    def _repeated_layers(self) -> list[tuple[int, int]]:
-        """Each layer that repeats another one for a further image, and that one."""
-        first, images = self.config.fusion_layer, self.config.images_per_text
-        layers = range(first, self.config.num_hidden_layers)
-        return [(index, index - (index - first) % images) for index in layers if (index - first) % images]
-
-    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
-        """transformers ties only where word embeddings are tied to an output layer; here it is something else."""
-        return dict(self._tied_weights_keys or {})
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if module is self:  # repeated layers that no checkpoint has filled start as copies
-            for index, first in self._repeated_layers():
-                pairs = zip(
-                    self.encoder.layer[index].parameters(), self.encoder.layer[first].parameters(), strict=True
-                )
-                for repeated, original in pairs:
-                    init.copy_(repeated, original)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.word_embeddings
@@ -306,8 +230,7 @@ class AlbefTextModel(AlbefPreTrainedModel):
         visible = attention_mask.to(torch.bool)[:, None, None, :]  # (batch, 1, 1, tokens)
         if implementation == "sdpa":
             return visible
-        lowest = torch.finfo(hidden_states.dtype).min
-        return torch.zeros_like(visible, dtype=hidden_states.dtype).masked_fill(~visible, lowest)
+        return additive_mask(visible, hidden_states.dtype)
 
     def encode_text(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, queries: int | None = None, **kwargs: Any
@@ -331,18 +254,6 @@ class AlbefTextModel(AlbefPreTrainedModel):
         """
         layers = self.fusion_layers[:: self.config.images_per_text]
         return [layer.crossattention.self.project(image_tokens) for layer in layers]
-
-    @staticmethod
-    def interleave(
-        image_keys_values: Sequence[KeysValues], images: Sequence[torch.Tensor | slice]
-    ) -> list[KeysValues]:
-        """What `fuse` takes where a text has several images.
-
-        Args:
-            image_keys_values: from `project_image_tokens`, of all images.
-            images: rows in there of the first image of each text, of the second image of each text ...
-        """
-        return [(key[rows], value[rows]) for key, value in image_keys_values for rows in images]
 
     def fuse(
         self,
@@ -418,11 +329,15 @@ class AlbefPredictionHead(nn.Module):
         self.transform = AlbefPredictionTransform(config)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
+    def start_weights(self) -> None:
+        """See `AlbefPreTrainedModel._init_weights`."""
+        init.zeros_(self.bias)
+
     def forward(self, hidden_states: torch.Tensor, word_embeddings: torch.Tensor) -> torch.Tensor:
         return nn.functional.linear(self.transform(hidden_states), word_embeddings, self.bias)
 
 
-class AlbefMaskedLanguageModellingHead(nn.Module):
+class AlbefMaskedLanguageModelingHead(nn.Module):
     def __init__(self, config: AlbefTextConfig) -> None:
         super().__init__()
         self.predictions = AlbefPredictionHead(config)
@@ -432,4 +347,4 @@ class AlbefMaskedLanguageModellingHead(nn.Module):
         return self.predictions(hidden_states, word_embeddings)
 
 
-__all__ = ["AlbefMaskedLanguageModellingHead", "AlbefPreTrainedModel", "AlbefTextModel", "KeysValues"]
+__all__ = ["AlbefMaskedLanguageModelingHead", "AlbefTextModel", "KeysValues"]

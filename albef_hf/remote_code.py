@@ -25,6 +25,8 @@ FILES = (
     "model_folder.py",
     "modeling_albef.py",
     "modeling_albef_alignment.py",
+    "modeling_albef_assignment.py",
+    "modeling_albef_attention.py",
     "modeling_albef_classification.py",
     "modeling_albef_decoder.py",
     "modeling_albef_loading.py",
@@ -36,6 +38,7 @@ FILES = (
     "momentum.py",
     "processing_albef.py",
     "remote_code.py",
+    "trainable.py",
     "vision_backbone.py",
 )
 

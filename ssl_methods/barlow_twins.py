@@ -6,10 +6,11 @@ import torch
 from torch import nn
 
 from albef_hf.gathering import sum_over_ranks, world_size
+from albef_hf.losses import full_precision
 from albef_hf.vision_backbone import VisionBackbone
 
 from .heads import perceptron
-from .losses import barlow_twins_loss, full_precision
+from .losses import barlow_twins_loss
 from .method import ImageMethod, MethodOutput, view_pair
 from .normalization import synchronize_batch_norm
 

@@ -4,13 +4,13 @@ import math
 
 import torch
 
-from .losses import full_precision, normalized
+from albef_hf.losses import full_precision, unit_vectors
 
 
 def projection_spread(projections: torch.Tensor) -> torch.Tensor:
     """Standard deviation of unit-length projections per coordinate, times sqrt(dim): about 1 where they are spread
     over the whole sphere, 0 where all are equal (SimSiam, section 4.1). projections: (batch, dim)."""
-    return normalized(projections).std(0).mean() * math.sqrt(projections.shape[1])
+    return unit_vectors(projections).std(0).mean() * math.sqrt(projections.shape[1])
 
 
 def effective_rank(features: torch.Tensor) -> torch.Tensor:
@@ -23,7 +23,7 @@ def effective_rank(features: torch.Tensor) -> torch.Tensor:
 def uniformity(projections: torch.Tensor) -> torch.Tensor:
     """log of the mean of exp(-2 ||a - b||^2) over all pairs (Wang and Isola 2020, section 4.1): 0 where all are equal,
     about -4 on a sphere of many dimensions. projections: (batch, dim)."""
-    rows = normalized(projections)
+    rows = unit_vectors(projections)
     similarity = rows @ rows.T
     others = ~torch.eye(len(rows), dtype=torch.bool, device=rows.device)
     return torch.exp(4 * similarity - 4).masked_fill(~others, 0).sum().div(others.sum()).log()
@@ -39,7 +39,7 @@ def pair_statistics(queries: torch.Tensor, keys: torch.Tensor) -> dict[str, torc
     positives, 2 - 2 cos) and `contrastive_accuracy` (share of queries whose nearest key is their own;
         chance 1 / batch).
     """
-    similarity = normalized(queries) @ normalized(keys).T
+    similarity = unit_vectors(queries) @ unit_vectors(keys).T
     n = len(similarity)
     own = similarity.diagonal()
     others = (similarity.sum() - own.sum()) / max(1, n * (n - 1))

@@ -1,20 +1,9 @@
-"""The losses of the image-only methods as pure functions of tensors. Gathering over ranks is the caller's business.
-
-Half precision is lifted to float32 first; float64 stays.
-"""
+"""The losses of the image-only methods as pure functions of tensors. Gathering over ranks is the caller's business."""
 
 import torch
 from torch import nn
 
-
-def full_precision(features: torch.Tensor) -> torch.Tensor:
-    """At least float32."""
-    return features.to(torch.promote_types(features.dtype, torch.float32))
-
-
-def normalized(features: torch.Tensor) -> torch.Tensor:
-    """Rows of length 1, in at least float32."""
-    return nn.functional.normalize(full_precision(features), dim=1)
+from albef_hf.losses import unit_vectors
 
 
 def queue_contrastive_loss(
@@ -56,7 +45,7 @@ def byol_loss(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
     Returns: scalar in [0, 4], 2 for orthogonal rows.
     """
-    return (2 - 2 * (normalized(predictions) * normalized(targets)).sum(1)).mean()
+    return (2 - 2 * (unit_vectors(predictions) * unit_vectors(targets)).sum(1)).mean()
 
 
 def barlow_twins_loss(correlation: torch.Tensor, redundancy_weight: float) -> torch.Tensor:

@@ -1,8 +1,4 @@
-"""What an image-only method is: a vision backbone with heads, two views in, a loss out.
-
-To the training loop it looks like ALBEF: `forward` changes nothing, `enqueue` follows each backward pass,
-`update_momentum` each optimizer step.
-"""
+"""What an image-only method is: a vision backbone with heads, two views in, a loss out."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.utils import ModelOutput
 
 from albef_hf.momentum import MomentumCopy
+from albef_hf.trainable import Trainable
 from albef_hf.vision_backbone import VisionBackbone
 
 from .health import effective_rank, momentum_drift, pair_statistics, projection_spread, uniformity
@@ -42,20 +39,9 @@ class MethodOutput(ModelOutput):
     new_keys: torch.Tensor | None = None
     extra: dict[str, torch.Tensor] | None = None
 
-    @torch.no_grad()
-    def metrics(self) -> dict[str, torch.Tensor]:
-        """Scalars of every step, still on the device. See `ssl_methods.health`."""
-        assert self.projections is not None and self.queries is not None and self.targets is not None
-        return {
-            "projection_spread": projection_spread(self.projections),
-            "uniformity": uniformity(self.projections),
-            **pair_statistics(self.queries, self.targets),
-            **(self.extra or {}),
-        }
 
-
-class ImageMethod(nn.Module):
-    """Base of the methods.
+class ImageMethod(Trainable):
+    """Base of the methods; what else a method may override stands in `Trainable`.
 
     Args:
         backbone: the online encoder. Features for other tasks are its pooled output, before the projector.
@@ -71,7 +57,6 @@ class ImageMethod(nn.Module):
         ValueError: a momentum outside 0 .. 1 or an unknown schedule.
     """
 
-    name = ""
     projector: nn.Module
     per_device_batch_norm = False  # whether statistics of normalisation stay on a device
 
@@ -130,8 +115,19 @@ class ImageMethod(nn.Module):
             self.momentum_copy.update(self.online_modules(), self.momentum_at(step, total_steps))
 
     @torch.no_grad()
+    def metrics(self, output: MethodOutput) -> dict[str, torch.Tensor]:
+        """See `Trainable.metrics` and `ssl_methods.health`."""
+        assert output.projections is not None and output.queries is not None and output.targets is not None
+        return {
+            "projection_spread": projection_spread(output.projections),
+            "uniformity": uniformity(output.projections),
+            **pair_statistics(output.queries, output.targets),
+            **(output.extra or {}),
+        }
+
+    @torch.no_grad()
     def health(self, output: MethodOutput) -> dict[str, torch.Tensor]:
-        """Scalars that cost more than a step should pay each time."""
+        """See `Trainable.health`."""
         assert output.projections is not None
         values = {"effective_rank": effective_rank(output.projections)}
         if self.momentum_copy is not None:
@@ -139,7 +135,7 @@ class ImageMethod(nn.Module):
         return values
 
     def levels(self, batch_size: int) -> dict[str, float]:
-        """Chance or collapse level of each curve that has one."""
+        """See `Trainable.levels`."""
         return {"projection_spread": COLLAPSED_SPREAD, "contrastive_accuracy": 1 / batch_size, "uniformity": 0.0}
 
     def alarm(self, values: Mapping[str, float]) -> str | None:
@@ -153,7 +149,7 @@ class ImageMethod(nn.Module):
         return None
 
     def warnings(self, *, rows: int, batch_size: int, total_steps: int, optimizer: str) -> list[str]:
-        """What looks wrong before the first step. batch_size: images per device."""
+        """See `Trainable.warnings`."""
         found = []
         normalised, vit = has_batch_norm(self.backbone), self.backbone.prefix_tokens > 0
         per_part = batch_size // getattr(self, "batch_norm_splits", 1)
@@ -167,10 +163,6 @@ class ImageMethod(nn.Module):
         if optimizer == "lars" and vit:
             found.append("LARS on a ViT tends to collapse; use adamw")
         return found
-
-    def chance_losses(self, batch_size: int) -> dict[str, float]:
-        """The loss of a method that knows nothing. batch_size: images per device."""
-        return {}
 
 
 def view_pair(views: torch.Tensor) -> Sequence[torch.Tensor]:

@@ -6,11 +6,12 @@ import torch
 from torch import nn
 
 from albef_hf.gathering import gather_rows, rank
+from albef_hf.losses import unit_vectors
 from albef_hf.momentum import FeatureQueue, MomentumCopy
 from albef_hf.vision_backbone import VisionBackbone
 
 from .heads import perceptron
-from .losses import normalized, queue_contrastive_loss
+from .losses import queue_contrastive_loss
 from .method import ImageMethod, MethodOutput, view_pair
 from .normalization import has_batch_norm, split_batch_norm
 
@@ -63,7 +64,7 @@ class MoCoV1(ImageMethod):
     def forward(self, views: torch.Tensor, shuffle_draws: torch.Tensor) -> MethodOutput:
         """views: (batch, 2, channels, height, width); shuffle_draws: (batch,) uniform numbers, one per image."""
         first, second = view_pair(views)
-        queries = normalized(self.projector(self.encode(self.backbone, first)))
+        queries = unit_vectors(self.projector(self.encode(self.backbone, first)))
         with torch.no_grad():
             keys = self._keys(second, shuffle_draws)
         loss = queue_contrastive_loss(queries, keys, self.queue.features.to(queries.dtype), self.temperature)
@@ -78,7 +79,7 @@ class MoCoV1(ImageMethod):
         if self.shuffle_keys:
             order = gather_rows(draws).argsort()
             pixels = gather_rows(pixels)[order[start : start + n]]
-        keys = normalized(self.momentum_copy.projector(self.encode(self.momentum_copy.backbone, pixels)))
+        keys = unit_vectors(self.momentum_copy.projector(self.encode(self.momentum_copy.backbone, pixels)))
         if self.shuffle_keys:
             keys = gather_rows(keys)[order.argsort()[start : start + n]]
         return keys
@@ -117,8 +118,30 @@ class MoCoV2(MoCoV1):
 
     name = "moco_v2"
 
-    def __init__(self, backbone: VisionBackbone, *, temperature: float = 0.2, **options) -> None:
-        super().__init__(backbone, temperature=temperature, **options)
+    def __init__(
+        self,
+        backbone: VisionBackbone,
+        *,
+        dim: int = 128,
+        queue_size: int = 65536,
+        temperature: float = 0.2,
+        momentum: float = 0.999,
+        momentum_schedule: str = "constant",
+        shuffle_keys: bool = True,
+        batch_norm_splits: int = 1,
+        chunk_size: int = 0,
+    ) -> None:
+        super().__init__(
+            backbone,
+            dim=dim,
+            queue_size=queue_size,
+            temperature=temperature,
+            momentum=momentum,
+            momentum_schedule=momentum_schedule,
+            shuffle_keys=shuffle_keys,
+            batch_norm_splits=batch_norm_splits,
+            chunk_size=chunk_size,
+        )
 
     def build_projector(self, width: int, dim: int) -> nn.Module:
         return perceptron((width, width, dim), hidden_norm=False, last_norm=False, hidden_bias=True, last_bias=True)

@@ -5,11 +5,12 @@ import math
 import torch
 
 from albef_hf.gathering import gather_rows, rank, world_size
+from albef_hf.losses import unit_vectors
 from albef_hf.momentum import MomentumCopy
 from albef_hf.vision_backbone import VisionBackbone
 
 from .heads import perceptron
-from .losses import batch_contrastive_loss, normalized
+from .losses import batch_contrastive_loss
 from .method import ImageMethod, MethodOutput, view_pair
 from .normalization import synchronize_batch_norm
 from .vit import freeze_patch_projection as freeze_patches
@@ -67,9 +68,9 @@ class MoCoV3(ImageMethod):
         assert self.momentum_copy is not None
         pair = view_pair(views)
         projections = self.project(self, pair)
-        queries = [normalized(self.predictor(projection)) for projection in projections]
+        queries = [unit_vectors(self.predictor(projection)) for projection in projections]
         with torch.no_grad():
-            keys = [normalized(key) for key in self.project(self.momentum_copy, pair)]
+            keys = [unit_vectors(key) for key in self.project(self.momentum_copy, pair)]
             everyone = [gather_rows(key) for key in keys]
         first = rank() * len(views)
         loss = sum(

@@ -21,6 +21,7 @@ from albef_hf.reporting.model_card import write_model_card
 from albef_hf.reporting.report import write_report
 from albef_hf.training.arguments import ModelArguments, TrainingArguments
 from albef_hf.training.initialization import build_vision_backbone
+from albef_hf.training.launch import Run
 
 from . import METHODS
 from .data import build_two_view_data
@@ -39,14 +40,8 @@ def build_method(arguments: ModelArguments) -> ImageMethod:
         ValueError: an unknown option (names the nearest), or one of ALBEF's arguments that belongs in method_options.
     """
     method = METHODS[arguments.method]
-    parameters = [
-        name
-        for base in method.__mro__
-        if issubclass(base, ImageMethod)
-        for name, parameter in inspect.signature(base).parameters.items()
-        if parameter.kind == inspect.Parameter.KEYWORD_ONLY
-    ]
-    check_keys(arguments.method_options, list(dict.fromkeys(parameters)), "method_options")
+    options = [name for name in inspect.signature(method).parameters if name != "backbone"]
+    check_keys(arguments.method_options, options, "method_options")
     defaults = {field.name: field.default for field in dataclasses.fields(ModelArguments)}
     for name in _INSIDE_OPTIONS:
         if getattr(arguments, name) != defaults[name]:
@@ -54,8 +49,10 @@ def build_method(arguments: ModelArguments) -> ImageMethod:
     return method(build_vision_backbone(arguments), **arguments.method_options)
 
 
-class ImageRun:
-    """What the script asks of every kind of run: `method`, `data`, `evaluation_name`, `evaluate`, `draw`, `finish`."""
+class ImageRun(Run):
+    """Training of an image-only method: nearest neighbors within the loop, probes after it."""
+
+    method: ImageMethod
 
     def __init__(
         self,

@@ -21,7 +21,8 @@ from albef_hf.evaluation.boxes import (
 )
 from albef_hf.evaluation.explain import _cross_attention, explain, heat_maps, overlay, to_image_size
 from albef_hf.evaluation.grounding import AlbefGrounder, GroundingSample, evaluate_grounding
-from albef_hf.modeling_albef_text import AlbefTextModel, eager_attention_forward
+from albef_hf.modeling_albef_attention import eager_attention_forward
+from albef_hf.modeling_albef_text import AlbefTextModel
 
 IMAGE = Image.new("RGB", (40, 20), "white")
 

@@ -8,8 +8,8 @@ from torch import nn
 
 from albef_hf.losses import (
     contrastive_loss,
-    masked_language_modelling_loss,
     matching_loss,
+    mean_cross_entropy,
     sample_hard_negatives,
 )
 
@@ -76,13 +76,13 @@ def test_language_modelling_equals_brute_force_over_the_vocabulary(alpha):
         if label != -100
     ]
     expected = torch.stack(per_position).mean()
-    actual = masked_language_modelling_loss(logits, labels, teacher if alpha else None, alpha)
+    actual = mean_cross_entropy(logits, labels, teacher if alpha else None, alpha)
     assert actual.item() == pytest.approx(expected.item(), abs=1e-12)
 
 
 def test_no_masked_position_costs_nothing():
     logits = torch.zeros(0, 11, requires_grad=True)
-    loss = masked_language_modelling_loss(logits, torch.zeros(0, dtype=torch.int64))
+    loss = mean_cross_entropy(logits, torch.zeros(0, dtype=torch.int64))
     loss.backward()
     assert loss.item() == 0
     assert matching_loss(torch.zeros(2, 2), torch.tensor([-100, -100])).item() == 0

@@ -330,7 +330,7 @@ def test_alpha_changes_the_losses_and_zero_leaves_the_teacher_of_words_alone():
 
 def test_alpha_ramps_over_the_first_epoch():
     model = tiny_model()
-    values = [model.step_arguments(step, steps_per_epoch=10, total_steps=100)["alpha"] for step in (0, 5, 10, 99)]
+    values = [model.schedules(steps_per_epoch=10, total_steps=100)["alpha"][step] for step in (0, 5, 10, 99)]
     assert values == pytest.approx([0.0, 0.2, 0.4, 0.4])
 
 

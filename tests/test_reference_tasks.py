@@ -11,7 +11,7 @@ from transformers.models.vit import modeling_vit
 
 import albef_hf.modeling_albef_alignment as alignment
 from albef_hf.convert.albef import convert_state, saved_state, sniff_task
-from albef_hf.modeling_albef_text import eager_attention_forward
+from albef_hf.modeling_albef_attention import eager_attention_forward
 
 FILES = ("retrieval", "vqa", "visual_entailment", "nlvr2", "text_assignment")
 VALUES = ("loss", "loss_itc", "loss_itm", "logits")
@@ -101,7 +101,7 @@ def test_ranking_of_answers():
     model.eval()
     question = {key: inputs[key] for key in ("input_ids", "attention_mask", "pixel_values")}
     corrected = model.rank_answers(**question, **candidates, k=4)
-    model.config.published = True
+    model.config.published_defects = True
     published = model.rank_answers(**question, **candidates, k=4, batch_size=1)
     assert torch.equal(published.answer_ids, outputs["ranked_answer_ids"])
     assert_exact(published.probabilities, outputs["ranked_answer_probabilities"], "probabilities")

@@ -7,7 +7,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.models.vit import modeling_vit
 
 from albef_hf.convert.albef import convert_state, saved_state
-from albef_hf.modeling_albef_text import eager_attention_forward
+from albef_hf.modeling_albef_attention import eager_attention_forward
 
 SETTINGS = [("sdpa", False), ("eager", False), ("sdpa", True), ("eager", True)]
 

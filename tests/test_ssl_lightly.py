@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from ssl_methods.losses import barlow_twins_loss, byol_loss, normalized, queue_contrastive_loss
+from albef_hf.losses import unit_vectors
+from ssl_methods.losses import barlow_twins_loss, byol_loss, queue_contrastive_loss
 
 loss = pytest.importorskip("lightly.loss", reason="lightly is not installed")
 
@@ -32,14 +33,14 @@ def test_moco_with_a_memory_bank():
     bank = criterion.memory_bank.bank.clone()
     queue = bank if bank.shape[1] == 6 else bank.T
     c, d = features(2).requires_grad_(), features(3)
-    ours = queue_contrastive_loss(normalized(c), normalized(d), queue, 0.2)
+    ours = queue_contrastive_loss(unit_vectors(c), unit_vectors(d), queue, 0.2)
     torch.testing.assert_close(ours, criterion(c, d))
 
 
 def test_a_symmetric_loss_through_one_bank_meets_its_own_keys():
     """Documented difference (lightly #564): with both directions through one memory bank, the first direction's keys
     are among the negatives of the second. Our queues take keys once, after both losses."""
-    a, b = normalized(features(0)), normalized(features(1))
+    a, b = unit_vectors(features(0)), unit_vectors(features(1))
     criterion = loss.NTXentLoss(temperature=0.2, memory_bank_size=(24, 6))
     criterion(features(4).requires_grad_(), features(5))
     bank = criterion.memory_bank.bank.clone()

@@ -8,10 +8,11 @@ import torch
 from test_ssl_reference import tiny_backbone, tiny_method, views_of
 from torch import nn
 
+from albef_hf.losses import unit_vectors
 from albef_hf.training.optimization import Lars
 from ssl_methods import METHODS, BarlowTwins, Byol, MoCoV1, MoCoV2, MoCoV3
 from ssl_methods.health import effective_rank, pair_statistics, projection_spread, uniformity
-from ssl_methods.losses import barlow_twins_loss, batch_contrastive_loss, byol_loss, normalized, queue_contrastive_loss
+from ssl_methods.losses import barlow_twins_loss, batch_contrastive_loss, byol_loss, queue_contrastive_loss
 from ssl_methods.normalization import SplitBatchNorm, SyncBatchNorm
 from ssl_methods.vit import patch_projection, sine_cosine_positions
 
@@ -81,9 +82,9 @@ def test_gradients_of_the_losses(name):
     generator = torch.Generator().manual_seed(0)
     a, b, queue = (torch.randn(n, 4, generator=generator, dtype=torch.float64, requires_grad=True) for n in (5, 5, 7))
     losses = {
-        "moco_v1": lambda a, b: queue_contrastive_loss(normalized(a), normalized(b), normalized(queue), 0.3),
-        "moco_v2": lambda a, b: queue_contrastive_loss(normalized(a), normalized(b), normalized(queue), 0.3),
-        "moco_v3": lambda a, b: batch_contrastive_loss(normalized(a), normalized(b), 0.3),
+        "moco_v1": lambda a, b: queue_contrastive_loss(unit_vectors(a), unit_vectors(b), unit_vectors(queue), 0.3),
+        "moco_v2": lambda a, b: queue_contrastive_loss(unit_vectors(a), unit_vectors(b), unit_vectors(queue), 0.3),
+        "moco_v3": lambda a, b: batch_contrastive_loss(unit_vectors(a), unit_vectors(b), 0.3),
         "byol": byol_loss,
         "barlow_twins": lambda a, b: barlow_twins_loss(a.T @ b / 5, 0.01),
     }
@@ -332,7 +333,7 @@ def test_every_method_reports_its_health_and_warns():
     for name in METHODS:
         method = tiny_method(name).train()
         output = step(method)
-        values = {k: float(v) for k, v in {**output.metrics(), **method.health(output)}.items()}
+        values = {k: float(v) for k, v in {**method.metrics(output), **method.health(output)}.items()}
         assert all(math.isfinite(v) for v in values.values()), name
         assert method.alarm(values) is None
         assert method.alarm(values | {"projection_spread": 0.01}).startswith("collapse")

@@ -41,7 +41,7 @@ def test_retrieval_is_pretraining_without_words_that_shares_targets_among_texts_
 def test_the_published_code_lets_the_temperature_run_away():
     batch = task_batch(AlbefForImageTextRetrieval)
     for published, expected in ((False, 0.001), (True, 0.0005)):
-        model = new(AlbefForImageTextRetrieval, published=published)
+        model = new(AlbefForImageTextRetrieval, published_defects=published)
         with torch.no_grad():
             model.albef.temperature.fill_(0.0005)
         assert model(**batch).temperature.item() == pytest.approx(expected)
@@ -135,7 +135,7 @@ def next_tokens(model, row: int, prefixes: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("published", [False, True])
 def test_ranking_equals_scoring_each_answer(published):
     model = peaked()
-    model.config.published = published
+    model.config.published_defects = published
     lists = answers(6, seed=4)
     ids, mask = lists["answer_input_ids"], lists["answer_attention_mask"]
     ranking = model.rank_answers(

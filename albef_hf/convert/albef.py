@@ -10,7 +10,7 @@ from transformers import ViTConfig
 from transformers.core_model_loading import revert_weight_conversion
 
 from ..configuration_albef import AlbefConfig, AlbefTextConfig
-from ..modeling_albef_text import AlbefPreTrainedModel
+from ..modeling_albef_loading import AlbefPreTrainedModel
 from ..vision_backbone import resize_positions
 from .files import read_state
 from .layouts import LAYOUTS
@@ -31,7 +31,7 @@ MODELS = {
     "retrieval": ("modeling_albef_retrieval", "AlbefForImageTextRetrieval"),
     "question_answering": ("modeling_albef_question_answering", "AlbefForQuestionAnswering"),
     "visual_reasoning": ("modeling_albef_classification", "AlbefForVisualReasoning"),
-    "text_assignment": ("modeling_albef_classification", "AlbefForTextAssignment"),
+    "text_assignment": ("modeling_albef_assignment", "AlbefForTextAssignment"),
     "visual_entailment": ("modeling_albef_classification", "AlbefForVisualEntailment"),
 }
 OPTIONS = ("vision_heads", "text_heads", "image_size")

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from ..modeling_albef_text import eager_attention_forward
+from ..modeling_albef_attention import eager_attention_forward
 
 MODES = ("itm", "itc")
 _RECORDED = "albef_recorded_attention"

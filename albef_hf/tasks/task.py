@@ -21,14 +21,11 @@ from ..evaluation.classification import classification_metrics, majority
 from ..evaluation.grounding import AlbefGrounder, Grounding, GroundingSample, evaluate_grounding
 from ..evaluation.recall import CUTOFFS
 from ..evaluation.retrieval import RERANKED, check_candidates, evaluate_retrieval
-from ..modeling_albef_classification import (
-    AlbefForTextAssignment,
-    AlbefForVisualEntailment,
-    AlbefForVisualReasoning,
-)
+from ..modeling_albef_assignment import AlbefForTextAssignment
+from ..modeling_albef_classification import AlbefForVisualEntailment, AlbefForVisualReasoning
+from ..modeling_albef_loading import AlbefPreTrainedModel
 from ..modeling_albef_question_answering import AlbefForQuestionAnswering
 from ..modeling_albef_retrieval import AlbefForImageTextRetrieval
-from ..modeling_albef_text import AlbefPreTrainedModel
 from ..processing_albef import AlbefProcessor
 from .batches import RETRIEVAL_TOKENS, evaluation_batches, tokenize_answers
 from .result import TaskResult, TaskSettings

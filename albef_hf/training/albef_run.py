@@ -17,10 +17,11 @@ from ..reporting.report import write_report
 from .arguments import ModelArguments, TrainingArguments
 from .dry_run import draw_first_batch
 from .initialization import build_albef
+from .launch import Run
 
 
-class AlbefRun:
-    """What the script asks of every kind of run: `method`, `data`, `evaluation_name`, `evaluate`, `draw`, `finish`."""
+class AlbefRun(Run):
+    """Pre-training of ALBEF: retrieval within the loop and after it."""
 
     def __init__(
         self,

@@ -42,7 +42,9 @@ class ModelArguments:
     same_image: str = field(default="negative", metadata={"help": "negative (published), mask or positive"})
     same_caption: str = field(default="negative", metadata={"help": "negative (published), mask or positive"})
     gather_negatives: bool = field(default=False, metadata={"help": "draw negatives over all ranks"})
-    published: bool = field(default=False, metadata={"help": "as the published code where it has a known defect"})
+    published_defects: bool = field(
+        default=False, metadata={"help": "do as the published code where it has a known defect"}
+    )
     gradient_checkpointing: bool = field(default=False, metadata={"help": "trade time for memory"})
     allow_missing_weights: bool = field(default=False, metadata={"help": "start encoders that fit only in part"})
 
@@ -57,7 +59,7 @@ class TrainingArguments:
     accumulation: int = field(default=1, metadata={"help": "micro-batches per optimizer step"})
     learning_rate: float = field(default=1e-4, metadata={"help": "highest learning rate"})
     learning_rate_per: int = field(
-        default=0, metadata={"help": "the rates are for so many samples a step and scale with it; 0: as they are"}
+        default=0, metadata={"help": "batch size the rates are quoted for (linear scaling); 0: no scaling"}
     )
     minimum_learning_rate: float = field(default=1e-5, metadata={"help": "lowest learning rate"})
     warmup_learning_rate: float = field(default=1e-5, metadata={"help": "learning rate at the first step"})
@@ -91,6 +93,9 @@ class TrainingArguments:
 
 
 GROUPS = (ModelArguments, DataArguments, TrainingArguments)
+
+# Names of earlier releases, in files and as flags, and what they are called now.
+RENAMED = {"published": "published_defects"}
 
 
 def nearest_choice(name: str, known: list[str]) -> str:
@@ -139,6 +144,8 @@ def parse_arguments(argv: list[str] | None = None, groups: tuple[Any, ...] = GRO
             text = f"{f.metadata['help']} (default: {default})".replace("%", "%%")
             flag: dict[str, Any] = {"nargs": "?", "const": "true"} if f.type is bool else {}
             section.add_argument(f"--{f.name}", default=None, metavar="X", help=text, **flag)
+            for old in (old for old, new in RENAMED.items() if new == f.name):
+                section.add_argument(f"--{old}", dest=f.name, default=None, help=argparse.SUPPRESS, **flag)
     parsed, unknown = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
     for item in unknown:
         if item.startswith("--"):
@@ -152,6 +159,7 @@ def parse_arguments(argv: list[str] | None = None, groups: tuple[Any, ...] = GRO
             beside = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
             raise ValueError(f"no such file: {path}; {nearest_choice(path.name, beside)}")
         loaded = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        loaded = {RENAMED.get(name, name): value for name, value in loaded.items()}
         for name in loaded:
             if name not in fields:
                 raise ValueError(f"{path}: unknown key {name!r}; {nearest_choice(str(name), list(fields))}")

@@ -18,8 +18,8 @@ from transformers import (
 
 from ..configuration_albef import AlbefConfig
 from ..data.builtin.packages import package_folder
+from ..modeling_albef_loading import AlbefPreTrainedModel
 from ..modeling_albef_pretraining import AlbefForPreTraining
-from ..modeling_albef_text import AlbefPreTrainedModel
 from ..processing_albef import AlbefProcessor
 from ..vision_backbone import VisionBackbone, resize_positions
 from .arguments import ModelArguments, nearest_choice
@@ -134,7 +134,7 @@ _RECIPE = [
     "same_image",
     "same_caption",
     "gather_negatives",
-    "published",
+    "published_defects",
 ]
 
 

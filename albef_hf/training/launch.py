@@ -6,14 +6,14 @@ import json
 import platform
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate.utils import set_seed
-from torch import nn
 
 from ..data.arguments import DataArguments
 from ..data.batches import TrainingData
+from ..trainable import Trainable
 from .arguments import ModelArguments, TrainingArguments, resolved
 from .dry_run import describe_memory
 from .loop import build_accelerator, run_length, train
@@ -21,33 +21,39 @@ from .loop import build_accelerator, run_length, train
 PACKAGES = ("albef-hf", "torch", "transformers", "datasets", "accelerate", "timm")
 
 
-class Run(Protocol):
-    """A kind of run. It may also have `evaluated(method, step, metrics)`, called after each evaluation of the loop."""
+class Run:
+    """A kind of run: what it trains and on what, and what comes within the loop and after it.
 
-    @property
-    def method(self) -> nn.Module:
-        """What trains, see `training/loop.py`."""
+    A subclass is made of all groups of arguments and of an `accelerator`, and fills the attributes.
 
-    @property
-    def data(self) -> TrainingData:
-        """Its batches."""
+    Attributes:
+        method: what trains.
+        data: its batches.
+        evaluation_name: what `evaluate` measures on; empty where it measures nothing.
+    """
 
-    @property
-    def evaluation_name(self) -> str:
-        """What `evaluate` measures on; empty where it measures nothing."""
+    method: Trainable
+    data: TrainingData
+    evaluation_name = ""
 
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
+    def evaluate(self, method: Any) -> dict[str, float]:
         """Metrics during training. On all ranks."""
+        raise NotImplementedError
+
+    def evaluated(self, method: Any, step: int, metrics: dict[str, float]) -> None:
+        """What follows an evaluation of the loop. On all ranks."""
 
     def draw(self, batch: dict[str, Any], path: Path) -> Path:
         """The first batch as a picture."""
+        raise NotImplementedError
 
-    def finish(self, method: nn.Module, folder: Path, step: int) -> None:
+    def finish(self, method: Any, folder: Path, step: int) -> None:
         """What comes after the last step. On all ranks."""
+        raise NotImplementedError
 
 
 def launch(
-    kind: Callable[..., Run],
+    run_class: Callable[..., Run],
     model_arguments: ModelArguments,
     data_arguments: DataArguments,
     arguments: TrainingArguments,
@@ -57,7 +63,7 @@ def launch(
     """Build a run and carry it out; with `dry_run`, only say what it would be.
 
     Args:
-        kind: makes a run of all groups of arguments, and of an `accelerator`.
+        run_class: makes a run of all groups of arguments, and of an `accelerator`.
         others: further groups of arguments.
         name: for trackers.
     """
@@ -66,7 +72,7 @@ def launch(
         torch.set_num_threads(arguments.threads)
     accelerator = build_accelerator(arguments)
     set_seed(arguments.seed)
-    run = kind(*groups, accelerator=accelerator)
+    run = run_class(*groups, accelerator=accelerator)
     folder = Path(arguments.output_dir)
     trainable = sum(p.numel() for p in run.method.parameters() if p.requires_grad)
     length = run_length(arguments, run.data)
@@ -100,7 +106,7 @@ def launch(
         max_rejected_fraction=data_arguments.max_rejected_fraction,
         evaluate=run.evaluate if run.evaluation_name else None,
         evaluation_name=run.evaluation_name,
-        evaluated=getattr(run, "evaluated", None),
+        evaluated=run.evaluated,
     )
     run.finish(method, folder, length.total_steps)
     accelerator.end_training()

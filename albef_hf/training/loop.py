@@ -1,7 +1,9 @@
-"""The training loop. It knows of a method only that `forward(**batch)` returns an output with `loss`, and these calls
-outside `forward`, where the method has them: `enqueue` after each backward pass, `update_momentum` after each step,
-`warnings` before the first, `health` and `alarm` with each row of the log."""
+"""The training loop, on one screen: forward, backward, enqueue, optimizer, momentum.
 
+All it may ask of what it trains stands in `albef_hf/trainable.py`.
+"""
+
+import contextlib
 import math
 import signal
 import time
@@ -9,18 +11,19 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.tracking import get_available_trackers
-from torch import nn
 from tqdm import tqdm
 
 from ..data.batches import RejectionLog, TrainingData
 from ..reporting.log import LogWriter
+from ..trainable import Trainable
 from .arguments import TrainingArguments
 from .checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
-from .optimization import build_optimizer, learning_rate, scaled_rates
+from .optimization import build_optimizer, learning_rates, scaled_rates
 
 
 def build_accelerator(arguments: TrainingArguments) -> Accelerator:
@@ -64,17 +67,136 @@ def run_length(arguments: TrainingArguments, data: TrainingData) -> Length:
     return Length(steps_per_epoch, arguments.max_steps or math.ceil(arguments.epochs * steps_per_epoch))
 
 
+class StopSignal:
+    """SIGTERM asks the loop to stop, and does nothing else while this is entered.
+
+    Attributes:
+        asked: this process got the signal. agreed: all ranks know, and stop after this step.
+    """
+
+    def __init__(self) -> None:
+        self.asked = self.agreed = False
+
+    def __enter__(self) -> "StopSignal":
+        self.before = signal.signal(signal.SIGTERM, self._ask)
+        return self
+
+    def _ask(self, *_: Any) -> None:
+        self.asked = True
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGTERM, self.before)
+
+
+class TrainingLog:
+    """The rows of a run's log, its progress bar and its trackers. Scalars stay on the device between rows.
+
+    Args:
+        path: of log.jsonl, which only the main process writes.
+        start: the step that the run goes on from.
+        others: as in `train`.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        method: Trainable,
+        data: TrainingData,
+        arguments: TrainingArguments,
+        accelerator: Accelerator,
+        length: Length,
+        start: int,
+    ) -> None:
+        self.method, self.data, self.arguments, self.accelerator = method, data, arguments, accelerator
+        self.length = length
+        main = accelerator.is_main_process
+        self.writer = LogWriter(path, start) if main else None
+        if self.writer is not None:
+            self._describe(self.writer, start)
+        self.bar = tqdm(total=length.total_steps, initial=start, disable=not main, desc="training", unit="step")
+        self.sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=accelerator.device))
+        self.micro_batches, self.since, self.started = 0, time.monotonic(), time.monotonic()
+
+    def _describe(self, writer: LogWriter, start: int) -> None:
+        """The first row, and what looks wrong before the first step."""
+        method, batch_size = self.method, self.data.batch_size
+        parameters = sum(p.numel() for p in method.parameters() if p.requires_grad)
+        row: dict[str, Any] = {"kind": "run", "method": method.name, "chance": method.chance_losses(batch_size)}
+        row |= {"levels": method.levels(batch_size), "parameters": parameters, "start": start}
+        row |= {"devices": self.accelerator.num_processes, "device": device_name(self.accelerator.device)}
+        writer.write(row | vars(self.length))
+        known = {"rows": self.data.rows, "batch_size": batch_size, "total_steps": self.length.total_steps}
+        for text in method.warnings(**known, optimizer=self.arguments.optimizer):
+            self.accelerator.print(f"warning: {text}")
+            writer.write({"kind": "warning", "step": start, "text": text})
+
+    def add(self, output: Any) -> None:
+        """Count the losses and metrics of a micro-batch."""
+        losses = {name: value for name, value in output.items() if name.startswith("loss") and value is not None}
+        for name, value in (losses | self.method.metrics(output)).items():
+            self.sums[name] += value.detach().float()
+        self.micro_batches += 1
+
+    def add_step(self, norm: torch.Tensor, finite: torch.Tensor) -> None:
+        """Count an optimizer step by its gradient norm; one that is not finite was skipped."""
+        self.sums["gradient_norm"] += torch.where(finite, norm, 0.0)
+        self.sums["skipped_steps"] += ~finite
+        self.bar.update()
+
+    def write(self, step: int, output: Any, scheduled: dict[str, float], stop: StopSignal) -> None:
+        """Write the means since the last row, and let the ranks agree on stopping. One host read for all of it.
+
+        Raises:
+            ValueError: no step since the last row had finite gradients.
+        """
+        micro_batches, accumulation = self.micro_batches, self.arguments.accumulation
+        self.sums["stop"] += stop.asked * micro_batches
+        self.sums |= {name: value.float() * micro_batches for name, value in self.method.health(output).items()}
+        means = self.accelerator.reduce(torch.stack(list(self.sums.values())), "mean") / micro_batches
+        values = dict(zip(self.sums, means.tolist(), strict=True))
+        values["gradient_norm"] *= accumulation
+        values["skipped_steps"] = round(values["skipped_steps"] * micro_batches)
+        stop.agreed = values.pop("stop") > 0
+        seconds, steps = time.monotonic() - self.since, micro_batches // accumulation
+        self.sums.clear()
+        self.micro_batches, self.since = 0, time.monotonic()
+        if values["skipped_steps"] == steps and (steps > 1 or self.arguments.log_every == 1):
+            raise ValueError(
+                f"no step of the last {steps} before step {step} had finite gradients; "
+                "lower the learning rate and resume from the last checkpoint"
+            )
+        self.bar.set_postfix(loss=f"{values['loss']:.3f}")
+        self.accelerator.log(values, step=step)
+        if self.writer is None:
+            return
+        row = {"kind": "train", "step": step, "epoch": step / self.length.steps_per_epoch, **values, **scheduled}
+        momentum = self.method.momentum_at(step - 1, self.length.total_steps)
+        row |= {} if momentum is None else {"momentum": momentum}
+        samples = micro_batches * self.data.batch_size * self.accelerator.num_processes
+        row |= {"samples_per_second": samples / seconds, "seconds": time.monotonic() - self.started}
+        self.writer.write(row)
+        text = self.method.alarm(values)
+        if text is not None:
+            self.bar.write(f"warning, step {step}: {text}")
+            self.writer.write({"kind": "warning", "step": step, "text": text})
+
+    def write_evaluation(self, step: int, name: str, metrics: dict[str, float]) -> None:
+        """Write what an evaluation found."""
+        if self.writer is not None:
+            self.writer.write({"kind": "evaluation", "step": step, "name": name, "metrics": metrics})
+
+
 def train(
-    method: nn.Module,
+    method: Trainable,
     data: TrainingData,
     arguments: TrainingArguments,
     accelerator: Accelerator,
     *,
     max_rejected_fraction: float = 0.01,
-    evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
+    evaluate: Callable[[Any], dict[str, float]] | None = None,
     evaluation_name: str = "",
-    evaluated: Callable[[nn.Module, int, dict[str, float]], None] | None = None,
-) -> nn.Module:
+    evaluated: Callable[[Any, int, dict[str, float]], None] | None = None,
+) -> Trainable:
     """Train a method for the configured steps. Losses of micro-batches are averaged over an optimizer step.
     `evaluated(method, step, metrics)` is called on all ranks after each evaluation.
 
@@ -87,129 +209,81 @@ def train(
     Raises:
         ValueError: no step since the last row of the log had finite gradients, or too many unusable samples.
     """
-    folder = Path(arguments.output_dir)
-    length = run_length(arguments, data)
-    samples_per_step = data.batch_size * accelerator.num_processes * arguments.accumulation
+    folder, accumulation, length = Path(arguments.output_dir), arguments.accumulation, run_length(arguments, data)
+    samples_per_step = data.batch_size * accelerator.num_processes * accumulation
     arguments = scaled_rates(arguments, samples_per_step, length.steps_per_epoch)
+    rates = learning_rates(arguments, length.steps_per_epoch, length.total_steps)
+    schedules = method.schedules(length.steps_per_epoch, length.total_steps)
     optimizer = build_optimizer(method, arguments)
     method.to(accelerator.device)
-    step = 0
-    found = latest_checkpoint(folder / "checkpoints") if arguments.resume else None
-    if found is not None:
-        progress = load_checkpoint(found, method, optimizer)
-        step = progress["step"]
-        accelerator.print(f"resuming from {found}")
-        if accelerator.scaler is not None and progress.get("scaler"):
-            accelerator.scaler.load_state_dict(progress["scaler"])
+    step = resume(folder, method, optimizer, accelerator) if arguments.resume else 0
     model, prepared = accelerator.prepare(method, optimizer)
     method = accelerator.unwrap_model(model)
-    main = accelerator.is_main_process
-    if main:
-        log = LogWriter(folder / "log.jsonl", step)
-        chance = method.chance_losses(data.batch_size) if hasattr(method, "chance_losses") else {}
-        parameters = sum(p.numel() for p in method.parameters() if p.requires_grad)
-        name = getattr(getattr(method, "config", None), "model_type", getattr(method, "name", type(method).__name__))
-        levels = method.levels(data.batch_size) if hasattr(method, "levels") else {}
-        row = {"method": name, "chance": chance, "levels": levels, "parameters": parameters, "start": step}
-        row |= {"devices": accelerator.num_processes, "device": device_name(accelerator.device)}
-        log.write({"kind": "run", **row, **vars(length)})
-        if hasattr(method, "warnings"):
-            known = {"rows": data.rows, "batch_size": data.batch_size, "total_steps": length.total_steps}
-            for text in method.warnings(**known, optimizer=arguments.optimizer):
-                accelerator.print(f"warning: {text}")
-                log.write({"kind": "warning", "step": step, "text": text})
+    log = TrainingLog(folder / "log.jsonl", method, data, arguments, accelerator, length, step)
     rejections = RejectionLog(folder / f"rejected{accelerator.process_index or ''}.jsonl", max_rejected_fraction)
-    stop = {"asked": False}
-    before = signal.signal(signal.SIGTERM, lambda *_: stop.update(asked=True))
-    batches = data.batches(start=step * arguments.accumulation)
-    bar = tqdm(total=length.total_steps, initial=step, disable=not main, desc="training", unit="step")
-    sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=accelerator.device))
-    summed, since, started = 0, time.monotonic(), time.monotonic()
+    batches = data.batches(start=step * accumulation)
     model.train()
-    agreed = False
-    while step < length.total_steps and not agreed:
-        rate = learning_rate(arguments, step, length.steps_per_epoch, length.total_steps)
-        for group in prepared.param_groups:
-            group["lr"] = rate * group["rate_factor"]
-        extra = {}
-        if hasattr(method, "step_arguments"):
-            extra = method.step_arguments(step, length.steps_per_epoch, length.total_steps)
-        for micro in range(arguments.accumulation):
-            index = step * arguments.accumulation + micro
-            batch = next(batches)
-            rejections.add(batch.pop("rejected"), data.batch_size)
-            batch = data.to_device(batch, accelerator.device)
-            torch.manual_seed(((arguments.seed * 1_000_003 + index) * 1024 + accelerator.process_index) % 2**63)
-            last = micro == arguments.accumulation - 1
-            with accelerator.no_sync(model) if not last else accelerator.autocast():
-                output = model(**batch, **extra)
-                accelerator.backward(output.loss / arguments.accumulation)
-            if hasattr(method, "enqueue"):
+    with StopSignal() as stop:
+        while step < length.total_steps and not stop.agreed:
+            for group in prepared.param_groups:
+                group["lr"] = rates[step] * group["rate_factor"]
+            scheduled = {name: values[step] for name, values in schedules.items()}
+            for micro in range(accumulation):
+                batch = next(batches)
+                rejections.add(batch.pop("rejected"), data.batch_size)
+                batch = data.to_device(batch, accelerator.device)
+                index = arguments.seed * 1_000_003 + step * accumulation + micro
+                torch.manual_seed((index * 1024 + accelerator.process_index) % 2**63)
+                last = micro == accumulation - 1
+                with contextlib.nullcontext() if last else accelerator.no_sync(model):
+                    output = model(**batch, **scheduled)
+                    accelerator.backward(output.loss / accumulation)
                 method.enqueue(output)
-            shown = {k: v for k, v in output.items() if k.startswith("loss") and v is not None}
-            shown |= output.metrics() if hasattr(output, "metrics") else {}
-            for name, value in shown.items():
-                sums[name] += value.detach().float()
-            summed += 1
-        norm = accelerator.clip_grad_norm_(model.parameters(), arguments.max_gradient_norm or math.inf)
-        finite = torch.isfinite(norm)
-        sums["gradient_norm"] += torch.where(finite, norm, 0.0)
-        sums["skipped_steps"] += ~finite
-        if accelerator.scaler is None:  # a scaler does the same itself
-            optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
-        prepared.step()
-        prepared.zero_grad()
-        if hasattr(method, "update_momentum"):
+                log.add(output)
+            norm = accelerator.clip_grad_norm_(model.parameters(), arguments.max_gradient_norm or math.inf)
+            finite = torch.isfinite(norm)
+            if accelerator.scaler is None:  # a scaler does the same itself
+                optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+            prepared.step()
+            prepared.zero_grad()
             method.update_momentum(step, length.total_steps)
-        step += 1
-        bar.update()
-        if step % arguments.log_every == 0 or step == length.total_steps:
-            sums["stop"] += stop["asked"] * summed
-            if hasattr(method, "health"):
-                sums |= {name: value.float() * summed for name, value in method.health(output).items()}
-            means = accelerator.reduce(torch.stack(list(sums.values())), "mean") / summed  # one host read for all
-            values = dict(zip(sums, means.tolist(), strict=True))
-            steps = summed // arguments.accumulation
-            values["gradient_norm"] *= arguments.accumulation
-            values["skipped_steps"] = round(values["skipped_steps"] * summed)
-            agreed = values.pop("stop") > 0
-            sums.clear()
-            seconds = time.monotonic() - since
-            rows = summed * data.batch_size * accelerator.num_processes
-            summed, since = 0, time.monotonic()
-            if values["skipped_steps"] == steps and (steps > 1 or arguments.log_every == 1):
-                raise ValueError(
-                    f"no step of the last {steps} before step {step} had finite gradients; "
-                    "lower the learning rate and resume from the last checkpoint"
-                )
-            row = {"step": step, "epoch": step / length.steps_per_epoch, **values, "learning_rate": rate, **extra}
-            if hasattr(method, "momentum_at"):
-                row["momentum"] = method.momentum_at(step - 1, length.total_steps)
-            row |= {"samples_per_second": rows / seconds, "seconds": time.monotonic() - started}
-            bar.set_postfix(loss=f"{values['loss']:.3f}")
-            accelerator.log(values, step=step)
-            if main:
-                log.write({"kind": "train", **row})
-                text = method.alarm(values) if hasattr(method, "alarm") else None
-                if text is not None:
-                    bar.write(f"warning, step {step}: {text}")
-                    log.write({"kind": "warning", "step": step, "text": text})
-        if evaluate is not None and arguments.evaluate_every and step % arguments.evaluate_every == 0:
-            metrics = evaluate(method)
-            if main:
-                log.write({"kind": "evaluation", "step": step, "name": evaluation_name, "metrics": metrics})
-            if evaluated is not None:
-                evaluated(method, step, metrics)
-            model.train()
-        if accelerator.num_processes == 1:
-            agreed = stop["asked"]
-        if step % arguments.save_every == 0 or agreed:
-            if main:
-                progress = {"step": step, "scaler": accelerator.scaler and accelerator.scaler.state_dict()}
-                save_checkpoint(folder / "checkpoints", method, optimizer, progress, arguments.keep_checkpoints)
-            accelerator.wait_for_everyone()
-    bar.close()
-    signal.signal(signal.SIGTERM, before)
-    if agreed:
+            log.add_step(norm, finite)
+            step += 1
+            if step % arguments.log_every == 0 or step == length.total_steps:
+                log.write(step, output, {"learning_rate": rates[step - 1], **scheduled}, stop)
+            if evaluate is not None and arguments.evaluate_every and step % arguments.evaluate_every == 0:
+                metrics = evaluate(method)
+                log.write_evaluation(step, evaluation_name, metrics)
+                if evaluated is not None:
+                    evaluated(method, step, metrics)
+                model.train()
+            if accelerator.num_processes == 1:
+                stop.agreed = stop.asked
+            if step % arguments.save_every == 0 or stop.agreed:
+                save(folder, method, optimizer, accelerator, step, arguments.keep_checkpoints)
+    log.bar.close()
+    if stop.agreed:
         raise SystemExit(143)
     return method
+
+
+def resume(folder: Path, method: Trainable, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> int:
+    """Put back the newest checkpoint of a run folder and return its step; 0 where there is none."""
+    found = latest_checkpoint(folder / "checkpoints")
+    if found is None:
+        return 0
+    progress = load_checkpoint(found, method, optimizer)
+    accelerator.print(f"resuming from {found}")
+    if accelerator.scaler is not None and progress.get("scaler"):
+        accelerator.scaler.load_state_dict(progress["scaler"])
+    return progress["step"]
+
+
+def save(
+    folder: Path, method: Trainable, optimizer: torch.optim.Optimizer, accelerator: Accelerator, step: int, keep: int
+) -> None:
+    """Write a checkpoint into a run folder; the newest `keep` stay. On all ranks, of which the first writes."""
+    if accelerator.is_main_process:
+        progress = {"step": step, "scaler": accelerator.scaler and accelerator.scaler.state_dict()}
+        save_checkpoint(folder / "checkpoints", method, optimizer, progress, keep)
+    accelerator.wait_for_everyone()

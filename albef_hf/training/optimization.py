@@ -48,6 +48,11 @@ def learning_rate(arguments: TrainingArguments, step: int, steps_per_epoch: int,
     return low + 0.5 * (high - low) * (1 + math.cos(math.pi * progress))
 
 
+def learning_rates(arguments: TrainingArguments, steps_per_epoch: int, total_steps: int) -> list[float]:
+    """`learning_rate` of each optimizer step of a run."""
+    return [learning_rate(arguments, step, steps_per_epoch, total_steps) for step in range(total_steps)]
+
+
 class Lars(torch.optim.Optimizer):
     """Layer-wise adaptive rates, in the form of MoCo v3's and Barlow Twins' publications.
 
