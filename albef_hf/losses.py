@@ -1,7 +1,9 @@
 """ALBEF's losses as pure functions of tensors, and the precision they are computed in.
 
-Gathering across ranks is the caller's business. Logits are used in the precision they come in: callers lift half
-precision to float32 before.
+Everywhere here: a label of -100 is ignored; `teacher_logits` have the shape of `logits` and come from the momentum
+copies, so that no gradient should reach them; `alpha` is the weight of their soft targets, of no effect without them.
+Logits are used in the precision they come in: callers lift half precision to float32 before. Gathering across ranks is
+the caller's business.
 """
 
 import torch
@@ -38,18 +40,13 @@ def accuracy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def check_pairs(pixel_values: torch.Tensor | None, input_ids: torch.Tensor | None) -> None:
-    """Raises:
-    ValueError: images without texts, texts without images, or different numbers of them.
-    """
-    if pixel_values is None or input_ids is None:
-        given, left_out = ("pixel_values", "input_ids") if input_ids is None else ("input_ids", "pixel_values")
-        if pixel_values is None and input_ids is None:
-            given = "nothing"
-        raise ValueError(f"each image needs a text and each text an image, but {left_out} are missing ({given} given)")
-    if pixel_values.shape[0] != input_ids.shape[0]:
-        raise ValueError(
-            f"losses need pairs, but there are {pixel_values.shape[0]} images and {input_ids.shape[0]} texts"
-        )
+    """Raises: ValueError: images without texts, texts without images, or different numbers of them."""
+    for name, tensor in (("pixel_values", pixel_values), ("input_ids", input_ids)):
+        if tensor is None:
+            raise ValueError(f"each image needs a text and each text an image, but {name} are missing")
+    images, texts = len(pixel_values), len(input_ids)  # type: ignore[arg-type]
+    if images != texts:
+        raise ValueError(f"losses need pairs, but there are {images} images and {texts} texts")
 
 
 def contrastive_loss(
@@ -59,21 +56,15 @@ def contrastive_loss(
     alpha: float | torch.Tensor = 0.0,
     left_out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Image-text contrast in one direction with momentum-distilled targets (equations 1, 2 and 6).
+    """Image-text contrast in one direction with distilled targets (equations 1, 2 and 6), mean over the queries.
 
-    The cross-entropy between softmax(logits) and  alpha * softmax(teacher_logits) + (1 - alpha) * hard,  written as
-    logsumexp(s) - alpha * sum(q * s) - (1 - alpha) * sum(hard * s), so that no dense target is ever built. It differs
-    from the paper's (1 - alpha) * L + alpha * KL by the teacher's entropy, a constant.
+    logsumexp(s) - alpha * sum(q * s) - (1 - alpha) * sum(hard * s), so that no dense target is built. It differs from
+    the paper's (1 - alpha) * L + alpha * KL by the teacher's entropy, a constant.
 
     Args:
         logits: (queries, keys), similarity over temperature.
-        positives: (queries,) integer column of the one positive, or (queries, keys) boolean; several positives of a
-            query share its hard target equally.
-        teacher_logits: (queries, keys) of the momentum copies; no gradient should reach them.
-        alpha: weight of the soft targets.
+        positives: (queries,) column of the one positive, or (queries, keys) boolean: several share the hard target.
         left_out: (queries, keys) boolean, True where a key is neither positive nor negative.
-
-    Returns: scalar, mean over queries.
     """
     finite = logits
     if left_out is not None:
@@ -101,13 +92,7 @@ def distilled_cross_entropy(
 ) -> torch.Tensor:
     """Cross-entropy of each row with  alpha * softmax(teacher_logits) + (1 - alpha) * hard  (equation 7).
 
-    Args:
-        logits: (rows, classes).
-        labels: (rows,) class numbers; -100 is ignored.
-        teacher_logits: (rows, classes) of the momentum copies; no gradient should reach them.
-        alpha: weight of the soft targets; of no effect without a teacher.
-
-    Returns: (rows,); 0 where the label is ignored.
+    logits: (rows, classes); labels: (rows,). Returns: (rows,), 0 where the label is ignored.
     """
     hard = logits.gather(1, labels.clamp(min=0)[:, None]).squeeze(1)
     rows = logits.logsumexp(1) - (1 - alpha if teacher_logits is not None else 1.0) * hard
@@ -123,11 +108,8 @@ def mean_cross_entropy(
     alpha: float | torch.Tensor = 0.0,
     count: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Mean of `distilled_cross_entropy` over the rows that have a label; 0 where none has.
-
-    At the masked positions this is masked language modeling (equations 3 and 7). count: what the sum is divided by;
-    the number of labels when left out.
-    """
+    """Mean of `distilled_cross_entropy` over the rows with a label, 0 without any: at the masked positions, masked
+    language modeling (equation 3). count: what the sum is divided by; the number of labels where left out."""
     if count is None:
         count = (labels != IGNORED).sum().to(logits.dtype)
     rows = distilled_cross_entropy(logits, labels, teacher_logits, alpha)
@@ -140,14 +122,10 @@ def answer_losses(
     teacher_logits: torch.Tensor | None = None,
     alpha: float | torch.Tensor = 0.0,
 ) -> torch.Tensor:
-    """Language modelling loss of each answer, summed over its tokens (section 5, "VQA"; published code).
+    """Language modeling loss of each answer, summed over its tokens (section 5, "VQA"; published code).
 
-    Args:
-        logits: (answers, tokens, vocabulary), each position predicting the label at the same position.
-        labels: (answers, tokens) token ids; -100 is ignored.
-        teacher_logits: as `logits`, of the momentum copies.
-
-    Returns: (answers,).
+    logits: (answers, tokens, vocabulary), each position predicting the label at the same position; labels: (answers,
+    tokens). Returns: (answers,).
     """
     soft = None if teacher_logits is None else teacher_logits.flatten(0, 1)
     rows = distilled_cross_entropy(logits.flatten(0, 1), labels.flatten(), soft, alpha)
@@ -155,14 +133,8 @@ def answer_losses(
 
 
 def matching_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Image-text matching (equation 4): two-way cross-entropy, class 1 is "match", label -100 is ignored.
-
-    Args:
-        logits: (pairs, 2).
-        labels: (pairs,).
-
-    Returns: scalar, mean over the pairs that count; 0 where none does.
-    """
+    """Image-text matching (equation 4), mean over the pairs with a label, 0 without any.
+    logits: (pairs, 2); labels: (pairs,), 1 is "match"."""
     total = nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
     return total / (labels != IGNORED).sum().clamp(min=1)
 
@@ -172,19 +144,12 @@ def sample_hard_negatives(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One negative for each row, drawn in proportion to softmax(similarity) over what is not excluded (section 3.2).
 
-    Excluded columns are masked *before* a float32 softmax, so the remaining mass always sums to one: masking after
-    it, as the published code does, leaves no mass at all once the positive is sure of itself, and the draw fails.
-    Where the mass vanishes all the same (similarities that are not finite), the draw is uniform over what is not
-    excluded.
+    Excluded columns are masked *before* the softmax: masking after it, as the published code does, leaves nothing to
+    draw from once the positive is sure of itself. Where similarities are not finite, the draw is uniform.
 
-    Args:
-        similarity: (queries, candidates), over temperature.
-        excluded: (queries, candidates) boolean, True for positives and whatever must not be a negative.
-        draws: (queries,) uniform numbers in [0, 1), one per row: the same number gives the same negative, on any
-            number of ranks. No host read.
-
-    Returns: (queries,) column indices, and (queries,) boolean: False where every candidate is excluded (the index
-    then means nothing).
+    similarity: (queries, candidates), over temperature; excluded: the same, True for what must not be a negative;
+    draws: (queries,) uniform in [0, 1): the same number gives the same negative, on any number of ranks. Returns:
+    (queries,) columns, and (queries,) boolean, False where all is excluded and the column means nothing.
     """
     allowed = ~excluded
     weights = similarity.detach().masked_fill(excluded, float("-inf"))

@@ -1,6 +1,7 @@
 """Alignment and matching of images and texts, which pre-training and retrieval share (Li et al. 2021, section 3.2).
 
-`AlbefAlignmentModel` has the parts of a step by name: encode, teach, contrast, draw negatives, match.
+`AlbefAlignmentModel` has the parts of a step by name: encode, teach, contrast, draw negatives, match. The records
+before it are what these hand on: B is the number of pairs, T of text tokens, D the width of the contrastive space.
 """
 
 from collections.abc import Sequence
@@ -31,33 +32,42 @@ from .momentum import FeatureQueue
 
 
 @dataclass
-class Encoded:
-    """B pairs as the online encoders see them. T text tokens, D the width of the contrastive space.
+class Pairs:
+    """What `forward` was given, see there: B images and texts, and what is known of them."""
 
-    Args:
-        image_tokens: (B, image tokens, width).
-        text_states: (B, T, hidden_size) of the text encoder. masked_states: the same of the text with masked words.
-        attention_mask: (B, T).
-        image_embeds, text_embeds: unit vectors (B, D).
-        image_keys_values: of the fusion layers; an image is projected once, for all the texts it meets.
+    pixel_values: torch.Tensor
+    input_ids: torch.Tensor
+    attention_mask: Any  # (B, T); `check` fills it in
+    image_ids: torch.Tensor | None
+    caption_ids: torch.Tensor | None
+    negative_draws: torch.Tensor | None
+    mlm_input_ids: torch.Tensor | None = None
+    mlm_labels: torch.Tensor | None = None
+    mlm_positions: torch.Tensor | None = None
+
+
+@dataclass
+class Encoded:
+    """The pairs as the online encoders see them.
+
+    image_tokens: (B, image tokens, width), and their keys and values for the fusion layers, projected once for all the
+    texts an image meets; text_states, masked_states: (B, T, hidden_size) of the texts, and of those with masked words;
+    image_embeds, text_embeds: unit vectors (B, D).
     """
 
     image_tokens: torch.Tensor
+    image_keys_values: list[KeysValues]
+    image_embeds: torch.Tensor
     text_states: torch.Tensor
+    text_embeds: torch.Tensor
     masked_states: torch.Tensor | None
     attention_mask: torch.Tensor
-    image_embeds: torch.Tensor
-    text_embeds: torch.Tensor
-    image_keys_values: list[KeysValues]
 
 
 @dataclass
 class Teacher:
-    """The momentum copies' view of the same B pairs.
-
-    image_embeds, text_embeds: unit vectors (B, D); fused_states: (B, T, hidden_size) of image and masked text, where
-    words are distilled.
-    """
+    """The pairs as the momentum copies see them: unit vectors (B, D), and where words are distilled the fused states
+    (B, T, hidden_size) of image and masked text."""
 
     image_embeds: torch.Tensor
     text_embeds: torch.Tensor
@@ -66,25 +76,22 @@ class Teacher:
 
 @dataclass
 class Keys:
-    """In-batch keys (rows, D) of this rank, or of all ranks; the keys of this rank's own pairs begin at row `first`.
+    """In-batch keys (rows, D) of this rank, or of all ranks; ids: (rows, 2) of image and caption, -100 where unknown.
 
-    ids: (rows, 2) image and caption ids; own_ids: (B, 2) of this rank's pairs; -100 where unknown.
+    own: (B,) rows of this rank's pairs; own_ids: (B, 2).
     """
 
     image: torch.Tensor
     text: torch.Tensor
     ids: torch.Tensor
+    own: torch.Tensor
     own_ids: torch.Tensor
-    first: int
 
 
 @dataclass
 class Contrast:
-    """Image-text contrast of B pairs.
-
-    loss: scalar; image_to_text, text_to_image: (B, rows), similarity over temperature with the in-batch keys;
-    logits_per_image: (B, B), the same of the online encoders alone; temperature: scalar.
-    """
+    """loss: scalar; image_to_text, text_to_image: (B, rows), similarity with the in-batch keys over temperature, a
+    scalar; logits_per_image: (B, B), the same between the online embeddings."""
 
     loss: torch.Tensor
     image_to_text: torch.Tensor
@@ -125,12 +132,8 @@ class AlbefAlignmentModel(AlbefMomentumModel):
 
     def online_modules(self) -> dict[str, nn.Module]:
         """What the momentum copies follow; the matching head and the temperature have no copy (published code)."""
-        return {
-            "vision_model": self.albef.vision_model,
-            "text_model": self.albef.text_model,
-            "vision_projection": self.albef.vision_projection,
-            "text_projection": self.albef.text_projection,
-        }
+        names = ("vision_model", "text_model", "vision_projection", "text_projection")
+        return {name: getattr(self.albef, name) for name in names}
 
     def same_id_policies(self) -> tuple[str, str]:
         """What another pair with the same image, and with the same caption, is: `negative`, `mask` or `positive`."""
@@ -155,15 +158,15 @@ class AlbefAlignmentModel(AlbefMomentumModel):
     @torch.no_grad()
     def metrics(self, output: Any) -> dict[str, torch.Tensor]:
         """See `Trainable.metrics`."""
-        pairs = torch.arange(output.logits_per_image.shape[0], device=output.logits_per_image.device)
+        own = torch.arange(len(output.logits_per_image), device=output.logits_per_image.device)
         return {
             "temperature": output.temperature,
-            "itc_accuracy": (output.logits_per_image.argmax(1) == pairs).float().mean(),
+            "itc_accuracy": (output.logits_per_image.argmax(1) == own).float().mean(),
             "itm_accuracy": (output.itm_logits.argmax(1) == output.itm_labels).float().mean(),
         }
 
     def chance_losses(self, batch_size: int) -> dict[str, float]:
-        """The value of each loss for a model that knows nothing. batch_size: pairs that share one contrast."""
+        """See `Trainable.chance_losses`. batch_size: pairs that share one contrast."""
         keys = torch.tensor(float(batch_size + self.config.queue_size))
         third = torch.tensor([1 / 3, 2 / 3])
         return {"loss_itc": keys.log().item(), "loss_itm": -(third * third.log()).sum().item()}
@@ -194,53 +197,47 @@ class AlbefAlignmentModel(AlbefMomentumModel):
         fused = self.albef.text_model.fuse(text_states, attention_mask, image_keys_values, queries=1)
         return self.itm_head(fused[:, 0])
 
-    def _check_pairs(self, pixel_values: torch.Tensor, input_ids: torch.Tensor) -> None:
-        check_pairs(pixel_values, input_ids)
-        if input_ids.shape[0] == 1 and not (self.config.gather_negatives and world_size() > 1):
+    def check(self, pairs: Pairs) -> Pairs:
+        """The pairs, with a mask of all tokens where none was given. Raises: ValueError: what does not make pairs."""
+        check_pairs(pairs.pixel_values, pairs.input_ids)
+        if (pairs.mlm_input_ids is None) != (pairs.mlm_labels is None):
+            raise ValueError("mlm_input_ids and mlm_labels belong together: give both, or neither")
+        if len(pairs.input_ids) == 1 and not (self.config.gather_negatives and world_size() > 1):
             raise ValueError("image-text matching draws negatives from the batch, so a batch needs at least 2 pairs")
+        if pairs.attention_mask is None:
+            pairs.attention_mask = torch.ones_like(pairs.input_ids)
+        return pairs
 
-    def encode(
-        self,
-        pixel_values: torch.Tensor,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        masked_input_ids: torch.Tensor | None = None,
-    ) -> Encoded:
-        """Images (B, channels, height, width) and texts (B, T), each alone; a text and its masked form in one pass."""
-        albef = self.albef
-        image = albef.vision_model(pixel_values)
-        if masked_input_ids is None:
-            text_states, masked_states = albef.text_model.encode_text(input_ids, attention_mask), None
+    def encode(self, pairs: Pairs) -> Encoded:
+        """Images and texts, each by itself; a text and its masked form in one pass."""
+        albef, mask, masked_states = self.albef, pairs.attention_mask, None
+        image = albef.vision_model(pairs.pixel_values)
+        if pairs.mlm_input_ids is None:
+            text_states = albef.text_model.encode_text(pairs.input_ids, mask)
         else:
-            texts = torch.cat([input_ids, masked_input_ids])
-            text_states, masked_states = albef.text_model.encode_text(texts, attention_mask.repeat(2, 1)).chunk(2)
+            texts = torch.cat([pairs.input_ids, pairs.mlm_input_ids])
+            text_states, masked_states = albef.text_model.encode_text(texts, mask.repeat(2, 1)).chunk(2)
         return Encoded(
             image_tokens=image.tokens,
-            text_states=text_states,
-            masked_states=masked_states,
-            attention_mask=attention_mask,
-            image_embeds=unit_vectors(albef.vision_projection(image.pooled)),
-            text_embeds=unit_vectors(albef.text_projection(text_states[:, 0])),
             image_keys_values=albef.text_model.project_image_tokens(image.tokens),
+            image_embeds=unit_vectors(albef.vision_projection(image.pooled)),
+            text_states=text_states,
+            text_embeds=unit_vectors(albef.text_projection(text_states[:, 0])),
+            masked_states=masked_states,
+            attention_mask=mask,
         )
 
     @torch.no_grad()
-    def teach(
-        self,
-        pixel_values: torch.Tensor,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        masked_input_ids: torch.Tensor | None = None,
-    ) -> Teacher:
-        """The momentum copies' view of the batch (section 3.5). They keep dropout in training, as published."""
+    def teach(self, pairs: Pairs, alpha: float | torch.Tensor) -> Teacher:
+        """The momentum copies' view of the pairs (section 3.5). They keep dropout in training, as published."""
         copies: Any = self.momentum_copy
-        image = copies.vision_model(pixel_values)
-        class_state = copies.text_model.encode_text(input_ids, attention_mask, queries=1)
+        image = copies.vision_model(pairs.pixel_values)
+        class_state = copies.text_model.encode_text(pairs.input_ids, pairs.attention_mask, queries=1)
         fused = None
-        if masked_input_ids is not None:
-            states = copies.text_model.encode_text(masked_input_ids, attention_mask)
+        if pairs.mlm_input_ids is not None and distills(alpha):
+            states = copies.text_model.encode_text(pairs.mlm_input_ids, pairs.attention_mask)
             keys_values = copies.text_model.project_image_tokens(image.tokens)
-            fused = copies.text_model.fuse(states, attention_mask, keys_values)
+            fused = copies.text_model.fuse(states, pairs.attention_mask, keys_values)
         return Teacher(
             image_embeds=unit_vectors(copies.vision_projection(image.pooled)),
             text_embeds=unit_vectors(copies.text_projection(class_state[:, 0])),
@@ -248,15 +245,16 @@ class AlbefAlignmentModel(AlbefMomentumModel):
         )
 
     @torch.no_grad()
-    def collect_keys(self, teacher: Teacher, image_ids: torch.Tensor | None, caption_ids: torch.Tensor | None) -> Keys:
-        """The in-batch keys, of all ranks where `gather_negatives` is set, and what they are known by."""
+    def collect_keys(self, teacher: Teacher, pairs: Pairs) -> Keys:
+        """The in-batch keys, of all ranks where `gather_negatives` is set, with image and caption ids."""
         image, text = teacher.image_embeds, teacher.text_embeds
-        unknown = torch.full((image.shape[0],), IGNORED, dtype=torch.int64, device=image.device)
-        own_ids = torch.stack([unknown if ids is None else ids for ids in (image_ids, caption_ids)], dim=1)
+        own = torch.arange(len(image), device=image.device)
+        ids = [torch.full_like(own, IGNORED) if i is None else i for i in (pairs.image_ids, pairs.caption_ids)]
+        own_ids = torch.stack(ids, dim=1)
         if not self.config.gather_negatives:
-            return Keys(image, text, own_ids, own_ids, first=0)
+            return Keys(image, text, own_ids, own, own_ids)
         images, texts = gather_rows(torch.cat([image, text], dim=1)).chunk(2, dim=1)
-        return Keys(images, texts, gather_rows(own_ids), own_ids, first=rank() * image.shape[0])
+        return Keys(images, texts, gather_rows(own_ids), own + rank() * len(image), own_ids)
 
     def _same(self, keys: Keys, ids: torch.Tensor, policy: str) -> torch.Tensor | None:
         """(B, len(ids)) True where a key has the same image, or the same caption, and `policy` applies to it."""
@@ -268,11 +266,10 @@ class AlbefAlignmentModel(AlbefMomentumModel):
 
     def contrast(self, online: Encoded, teacher: Teacher, keys: Keys, alpha: float | torch.Tensor) -> Contrast:
         """Align: online features against momentum keys of this batch and of the queues (equations 1, 2 and 6)."""
-        own = keys.first + torch.arange(online.text_embeds.shape[0], device=keys.ids.device)  # column of each own pair
         ids = torch.cat([keys.ids, self.image_queue.ids])
-        is_own = own[:, None] == torch.arange(ids.shape[0], device=own.device)
+        is_own = keys.own[:, None] == torch.arange(len(ids), device=ids.device)
         same, left_out = self._same(keys, ids, "positive"), self._same(keys, ids, "mask")
-        positives = own if same is None else same | is_own
+        positives = keys.own if same is None else same | is_own
         if left_out is not None:
             left_out = left_out & ~(is_own if same is None else positives)
         with without_autocast(online.image_embeds):
@@ -286,58 +283,40 @@ class AlbefAlignmentModel(AlbefMomentumModel):
                 with torch.no_grad():
                     soft_image_to_text = teacher.image_embeds @ all_text.T / temperature
                     soft_text_to_image = teacher.text_embeds @ all_image.T / temperature
-            loss = (
-                contrastive_loss(image_to_text, positives, soft_image_to_text, alpha, left_out)
-                + contrastive_loss(text_to_image, positives, soft_text_to_image, alpha, left_out)
-            ) / 2
+            loss_per_image = contrastive_loss(image_to_text, positives, soft_image_to_text, alpha, left_out)
+            loss_per_text = contrastive_loss(text_to_image, positives, soft_text_to_image, alpha, left_out)
+            loss = (loss_per_image + loss_per_text) / 2
             logits_per_image = online.image_embeds @ online.text_embeds.T / temperature
-        in_batch = keys.image.shape[0]
-        return Contrast(
-            loss, image_to_text[:, :in_batch], text_to_image[:, :in_batch], logits_per_image, temperature.detach()
-        )
+        batch = slice(len(keys.image))
+        return Contrast(loss, image_to_text[:, batch], text_to_image[:, batch], logits_per_image, temperature.detach())
 
     @torch.no_grad()
     def draw_negatives(self, contrast: Contrast, keys: Keys, draws: torch.Tensor | None) -> Negatives:
         """One hard negative image for each text and one hard negative text for each image (section 3.2)."""
-        pairs, candidates = contrast.image_to_text.shape
-        own = keys.first + torch.arange(pairs, device=keys.ids.device)
-        excluded = own[:, None] == torch.arange(candidates, device=own.device)
-        related = [same for policy in ("mask", "positive") if (same := self._same(keys, keys.ids, policy)) is not None]
-        for same in related:
-            excluded = excluded | same
+        excluded = keys.own[:, None] == torch.arange(len(keys.ids), device=keys.ids.device)
+        for policy in ("mask", "positive"):
+            same = self._same(keys, keys.ids, policy)
+            excluded = excluded if same is None else excluded | same
         # On the host the check costs nothing; on a device it would be a host read in every step, so there a batch
         # without negatives simply teaches no matching.
-        if related and excluded.device.type == "cpu" and bool(excluded.all()):
-            same_image, same_caption = self.same_id_policies()
-            raise ValueError(
-                "no pair of this batch has a negative: all of them share one image id or caption id, which "
-                f"same_image={same_image!r} and same_caption={same_caption!r} exclude"
-            )
+        if excluded.device.type == "cpu" and bool(excluded.all()):
+            raise _no_negatives(*self.same_id_policies())
         if draws is None:
-            draws = torch.rand(pairs, 2, device=own.device)
+            draws = torch.rand(len(keys.own), 2, device=keys.own.device)
         images, has_image = sample_hard_negatives(contrast.text_to_image, excluded, draws[:, 0])
         texts, has_text = sample_hard_negatives(contrast.image_to_text, excluded, draws[:, 1])
         return Negatives(images=images, texts=texts, has_image=has_image, has_text=has_text)
 
     def match(self, online: Encoded, negatives: Negatives) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Fuse and tell apart the pairs, (text, negative image) and (negative text, image) (equation 4).
-
-        Returns: the loss; logits (3B, 2) in this order; labels (3B,), -100 where there was no negative.
-        """
+        Returns: the loss; logits (3B, 2) in this order; labels (3B,), -100 where there was no negative."""
         text, mask, keys_values = online.text_states, online.attention_mask, online.image_keys_values
         if self.config.gather_negatives and world_size() > 1:
-            other_tokens = gather_rows_with_gradient(online.image_tokens)[negatives.images]
-            other_keys_values = self.albef.text_model.project_image_tokens(other_tokens)
-            other_text = gather_rows_with_gradient(text)[negatives.texts]
-            other_mask = gather_rows(mask)[negatives.texts]
-            triples = [
-                (torch.cat([key, other_key, key]), torch.cat([value, other_value, value]))
-                for (key, value), (other_key, other_value) in zip(keys_values, other_keys_values, strict=True)
-            ]
+            other_text, other_mask, triples = self._negatives_of_all_ranks(online, negatives)
         else:
             other_text, other_mask = text[negatives.texts], mask[negatives.texts]
-            pairs = torch.arange(text.shape[0], device=text.device)
-            which = torch.cat([pairs, negatives.images, pairs])
+            own = torch.arange(len(text), device=text.device)
+            which = torch.cat([own, negatives.images, own])
             triples = [(key.index_select(0, which), value.index_select(0, which)) for key, value in keys_values]
         texts, masks = torch.cat([text, text, other_text]), torch.cat([mask, mask, other_mask])
         logits = full_precision(self.matching_logits(texts, masks, triples))
@@ -345,5 +324,26 @@ class AlbefAlignmentModel(AlbefMomentumModel):
         labels = torch.cat([torch.ones_like(no_image), no_image, no_text])
         return matching_loss(logits, labels), logits, labels
 
+    def _negatives_of_all_ranks(
+        self, online: Encoded, negatives: Negatives
+    ) -> tuple[torch.Tensor, torch.Tensor, list[KeysValues]]:
+        """States (B, T, hidden_size) and mask of the negative texts; keys and values of own, negative, own images."""
+        tokens = gather_rows_with_gradient(online.image_tokens)[negatives.images]
+        others = self.albef.text_model.project_image_tokens(tokens)
+        text = gather_rows_with_gradient(online.text_states)[negatives.texts]
+        mask = gather_rows(online.attention_mask)[negatives.texts]
+        triples = [
+            (torch.cat([key, other_key, key]), torch.cat([value, other_value, value]))
+            for (key, value), (other_key, other_value) in zip(online.image_keys_values, others, strict=True)
+        ]
+        return text, mask, triples
 
-__all__ = ["AlbefAlignmentModel", "Encoded", "Keys", "Teacher"]
+
+def _no_negatives(same_image: str, same_caption: str) -> ValueError:
+    return ValueError(
+        "no pair of this batch has a negative: all of them share one image id or caption id, which "
+        f"same_image={same_image!r} and same_caption={same_caption!r} exclude"
+    )
+
+
+__all__ = ["AlbefAlignmentModel", "Encoded", "Pairs", "Teacher"]

@@ -14,8 +14,8 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_albef import AlbefConfig
 from .gathering import mean_over_ranks
-from .losses import IGNORED, distills, full_precision, mean_cross_entropy
-from .modeling_albef_alignment import AlbefAlignmentModel, Encoded, Teacher
+from .losses import IGNORED, full_precision, mean_cross_entropy
+from .modeling_albef_alignment import AlbefAlignmentModel, Encoded, Pairs, Teacher
 from .modeling_albef_text import AlbefMaskedLanguageModelingHead
 from .momentum import MomentumCopy
 
@@ -105,12 +105,9 @@ class AlbefForPreTraining(AlbefAlignmentModel):
         """The pre-training objectives of B image-text pairs, or contrastive scores where no loss is asked for.
 
         Args:
-            input_ids, attention_mask: (B, T).
-            pixel_values: (B, channels, height, width).
-            mlm_input_ids: (B, T), `input_ids` with some tokens masked.
-            mlm_labels: (B, T), the original id at masked positions and -100 elsewhere.
-            mlm_positions: (M,), indices of the masked positions in the flattened (B * T) labels. Found from
-                `mlm_labels` where left out, at the price of one host read.
+            input_ids, attention_mask: (B, T); pixel_values: (B, channels, height, width).
+            mlm_input_ids, mlm_labels: (B, T), `input_ids` with some tokens masked; their original ids, -100 elsewhere.
+            mlm_positions: (M,), where the flattened labels (B * T) are not -100; left out, they cost a host read.
             image_ids, caption_ids: (B,) integers; equal ones mark the same image or caption, -100 marks none. Used as
                 `config.same_image` and `config.same_caption` say.
             negative_draws: (B, 2) uniform in [0, 1): they choose the hard negative image of each text and text of each
@@ -119,32 +116,26 @@ class AlbefForPreTraining(AlbefAlignmentModel):
             return_loss: compute losses; True where `mlm_labels` are given.
 
         Raises:
-            ValueError: losses are asked for a single pair, or for different numbers of images and texts, or for a
-                batch in which no image has a text that could be its negative.
+            ValueError: losses of a single pair, of different numbers of images and texts, or without any negative.
         """
         if return_loss is None:
             return_loss = mlm_labels is not None
         if not return_loss:
             return AlbefForPreTrainingOutput(**self.albef(input_ids, pixel_values, attention_mask))
-        if (mlm_input_ids is None) != (mlm_labels is None):
-            raise ValueError("mlm_input_ids and mlm_labels belong together: give both, or neither")
-        self._check_pairs(pixel_values, input_ids)
         alpha = self.config.alpha if alpha is None else alpha
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        online = self.encode(pixel_values, input_ids, attention_mask, mlm_input_ids)
-        taught_words = mlm_input_ids if distills(alpha) else None
-        teacher = self.teach(pixel_values, input_ids, attention_mask, taught_words)
-        keys = self.collect_keys(teacher, image_ids, caption_ids)
+        masked = (mlm_input_ids, mlm_labels, mlm_positions)
+        pairs = self.check(
+            Pairs(pixel_values, input_ids, attention_mask, image_ids, caption_ids, negative_draws, *masked)
+        )
+        online = self.encode(pairs)
+        teacher = self.teach(pairs, alpha)
+        keys = self.collect_keys(teacher, pairs)
         contrast = self.contrast(online, teacher, keys, alpha)
-        negatives = self.draw_negatives(contrast, keys, negative_draws)
+        negatives = self.draw_negatives(contrast, keys, pairs.negative_draws)
         loss_itm, itm_logits, itm_labels = self.match(online, negatives)
-        loss, loss_mlm, mlm_logits = contrast.loss + loss_itm, None, None
-        if mlm_labels is not None:
-            loss_mlm, mlm_logits = self.predict_words(online, teacher, mlm_labels, mlm_positions, alpha)
-            loss = loss + loss_mlm
+        loss_mlm, mlm_logits = self.predict_words(online, teacher, pairs, alpha)
         return AlbefForPreTrainingOutput(
-            loss=loss,
+            loss=contrast.loss + loss_itm if loss_mlm is None else contrast.loss + loss_itm + loss_mlm,
             loss_itc=contrast.loss,
             loss_itm=loss_itm,
             loss_mlm=loss_mlm,
@@ -164,19 +155,15 @@ class AlbefForPreTraining(AlbefAlignmentModel):
         )
 
     def predict_words(
-        self,
-        online: Encoded,
-        teacher: Teacher,
-        labels: torch.Tensor,
-        positions: torch.Tensor | None,
-        alpha: float | torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, online: Encoded, teacher: Teacher, pairs: Pairs, alpha: float | torch.Tensor
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Masked language modeling with the image (equations 3 and 7): loss, and logits (M, vocabulary)."""
-        text_model, labels = self.albef.text_model, labels.flatten()
+        if pairs.mlm_labels is None or online.masked_states is None:
+            return None, None
+        text_model, labels, positions = self.albef.text_model, pairs.mlm_labels.flatten(), pairs.mlm_positions
         if positions is None:
             positions = (labels != IGNORED).nonzero().squeeze(1)
         labels = labels[positions]
-        assert online.masked_states is not None
         fused = text_model.fuse(online.masked_states, online.attention_mask, online.image_keys_values)
         embeddings: Any = text_model.embeddings.word_embeddings.weight
         logits = full_precision(self.cls(fused.flatten(0, 1)[positions], embeddings))

@@ -9,7 +9,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_albef import AlbefConfig
-from .modeling_albef_alignment import AlbefAlignmentModel
+from .modeling_albef_alignment import AlbefAlignmentModel, Pairs
 from .momentum import MomentumCopy
 
 
@@ -97,15 +97,13 @@ class AlbefForImageTextRetrieval(AlbefAlignmentModel):
             return_loss = image_ids is not None
         if not return_loss:
             return AlbefForImageTextRetrievalOutput(**self.albef(input_ids, pixel_values, attention_mask))
-        self._check_pairs(pixel_values, input_ids)
         alpha = self.config.alpha if alpha is None else alpha
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        online = self.encode(pixel_values, input_ids, attention_mask)
-        teacher = self.teach(pixel_values, input_ids, attention_mask)
-        keys = self.collect_keys(teacher, image_ids, caption_ids)
+        pairs = self.check(Pairs(pixel_values, input_ids, attention_mask, image_ids, caption_ids, negative_draws))
+        online = self.encode(pairs)
+        teacher = self.teach(pairs, alpha)
+        keys = self.collect_keys(teacher, pairs)
         contrast = self.contrast(online, teacher, keys, alpha)
-        negatives = self.draw_negatives(contrast, keys, negative_draws)
+        negatives = self.draw_negatives(contrast, keys, pairs.negative_draws)
         loss_itm, itm_logits, itm_labels = self.match(online, negatives)
         return AlbefForImageTextRetrievalOutput(
             loss=contrast.loss + loss_itm,

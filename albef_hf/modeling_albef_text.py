@@ -34,10 +34,8 @@ class AlbefTextEmbeddings(nn.Module):
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         length = input_ids.shape[1]
         if length > self.position_embeddings.num_embeddings:
-            raise ValueError(
-                f"a text of {length} tokens is longer than the {self.position_embeddings.num_embeddings} positions "
-                "of this model: truncate it"
-            )
+            longest = self.position_embeddings.num_embeddings
+            raise ValueError(f"a text of {length} tokens is longer than the {longest} positions of this model: cut it")
         # One text segment: every token is of type 0 and position i.
         embeddings = self.word_embeddings(input_ids) + self.token_type_embeddings.weight[0]
         return self.dropout(self.LayerNorm(embeddings + self.position_embeddings.weight[:length]))
@@ -90,7 +88,7 @@ class AlbefTextCrossAttention(_Attention):
 
 
 class AlbefTextResidual(nn.Module):
-    """Project, drop, add, normalise (BERT is post-norm)."""
+    """Project, drop, add, normalize (BERT is post-norm)."""
 
     def __init__(self, config: AlbefTextConfig, input_size: int) -> None:
         super().__init__()
@@ -130,7 +128,12 @@ class AlbefTextIntermediate(nn.Module):
 class AlbefTextLayer(GradientCheckpointingLayer):
     """Self-attention, then (in fusion layers) cross-attention to the image, then the feed-forward part.
 
-    memory_size: width of what cross-attention attends to; the image tokens' where left out.
+    Args:
+        memory_size: width of what cross-attention attends to; the image tokens' where left out.
+
+    `forward` takes and returns states (batch, tokens, hidden_size). image_keys_values: of one image (or question) a
+    text, or of fewer: then each serves as many texts in a row; memory_mask: for them, where they are padded. queries:
+    compute the first so many positions only; all of them are attended to in any case.
     """
 
     def __init__(self, config: AlbefTextConfig, fuses: bool, memory_size: int | None = None) -> None:
@@ -153,11 +156,6 @@ class AlbefTextLayer(GradientCheckpointingLayer):
         memory_mask: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """queries: compute the first so many positions only; all of them are attended to in any case.
-
-        image_keys_values: of one image (or question) a text, or of fewer: then each serves as many texts in a row.
-        memory_mask: for what cross-attention attends to, where it is padded.
-        """
         keys_values = self.attention.self.project(hidden_states)
         hidden_states = self.attention(hidden_states[:, :queries], attention_mask, keys_values, **kwargs)
         if image_keys_values is not None:
@@ -224,13 +222,18 @@ class AlbefTextModel(RepeatsFusionLayers, AlbefPreTrainedModel):
         if attention_mask is None or attention_mask.dim() != 2:
             return attention_mask
         if implementation not in ("sdpa", "eager"):
-            return create_bidirectional_mask(  # type: ignore[return-value]
-                config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
-            )
+            return create_bidirectional_mask(self.config, hidden_states, attention_mask)  # type: ignore
         visible = attention_mask.to(torch.bool)[:, None, None, :]  # (batch, 1, 1, tokens)
-        if implementation == "sdpa":
-            return visible
-        return additive_mask(visible, hidden_states.dtype)
+        return visible if implementation == "sdpa" else additive_mask(visible, hidden_states.dtype)
+
+    def _run(
+        self, layers: Any, states: torch.Tensor, mask: Any, memory: Sequence[Any], queries: int | None, **kwargs: Any
+    ) -> torch.Tensor:
+        """States through some layers, each with its own memory; the last computes the first `queries` positions."""
+        mask = self._mask(states, mask)
+        for layer, keys_values in zip(layers, memory, strict=True):
+            states = layer(states, mask, keys_values, queries if layer is layers[-1] else None, **kwargs)
+        return states
 
     def encode_text(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, queries: int | None = None, **kwargs: Any
@@ -239,12 +242,8 @@ class AlbefTextModel(RepeatsFusionLayers, AlbefPreTrainedModel):
 
         queries: return the first so many positions only (1: the class token).
         """
-        hidden_states = self.embeddings(input_ids)
-        mask = self._mask(hidden_states, attention_mask)
-        last = len(self.text_layers) - 1
-        for index, layer in enumerate(self.text_layers):
-            hidden_states = layer(hidden_states, mask, None, queries if index == last else None, **kwargs)
-        return hidden_states
+        layers = self.text_layers
+        return self._run(layers, self.embeddings(input_ids), attention_mask, [None] * len(layers), queries, **kwargs)
 
     def project_image_tokens(self, image_tokens: torch.Tensor) -> list[KeysValues]:
         """Keys and values of an image (batch, tokens, encoder_hidden_size) for each fusion layer.
@@ -268,18 +267,11 @@ class AlbefTextModel(RepeatsFusionLayers, AlbefPreTrainedModel):
         image_keys_values: from `project_image_tokens`, one image a text, or fewer that serve as many texts in a row;
         where a text has several images, from `interleave`. queries: as in `encode_text`.
         """
-        if len(image_keys_values) != len(self.fusion_layers):
-            raise ValueError(
-                f"keys and values for {len(image_keys_values)} layers do not fit {len(self.fusion_layers)} fusion "
-                f"layers: this model reads each text with {self.config.images_per_text} images"
-            )
-        mask = self._mask(text_states, attention_mask)
-        last = len(self.fusion_layers) - 1
-        for index, layer in enumerate(self.fusion_layers):
-            text_states = layer(
-                text_states, mask, image_keys_values[index], queries if index == last else None, **kwargs
-            )
-        return text_states
+        given, layers, images = len(image_keys_values), len(self.fusion_layers), self.config.images_per_text
+        if given != layers:
+            hint = f"this model reads each text with {images} images"
+            raise ValueError(f"keys and values for {given} layers do not fit {layers} fusion layers: {hint}")
+        return self._run(self.fusion_layers, text_states, attention_mask, image_keys_values, queries, **kwargs)
 
     @merge_with_config_defaults
     @capture_outputs

@@ -42,11 +42,8 @@ class MomentumCopy(nn.Module):
         self.requires_grad_(False)
 
     def pairs(self, online: Mapping[str, nn.Module]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        copies: list[torch.Tensor] = []
-        originals: list[torch.Tensor] = []
-        for name, module in online.items():
-            copies += list(self.get_submodule(name).parameters())
-            originals += list(module.parameters())
+        copies: list[torch.Tensor] = [p for name in online for p in self.get_submodule(name).parameters()]
+        originals: list[torch.Tensor] = [p for module in online.values() for p in module.parameters()]
         if len(copies) != len(originals):
             raise ValueError(
                 f"the online modules have {len(originals)} parameters and their momentum copies {len(copies)}: "
@@ -112,9 +109,7 @@ class FeatureQueue(nn.Module):
     @torch.no_grad()
     def enqueue(self, rows: torch.Tensor, ids: torch.Tensor | None = None) -> None:
         """Write rows (n, dim) over the oldest ones, for any n; of more rows than slots the last ones stay.
-
-        ids: (n, id_columns); -100 ("no id") where left out.
-        """
+        ids: (n, id_columns), -100 ("no id") where left out."""
         count = rows.shape[0]
         kept = min(count, self.size)
         if kept == 0:

@@ -98,9 +98,9 @@ class VisionBackbone(nn.Module):
         """pixel_values: (batch, channels, height, width). Position tables are interpolated for other sizes."""
         options = {}
         if self.interpolates:
-            trained = self.backbone.config.image_size
-            trained = (trained, trained) if isinstance(trained, int) else tuple(trained)
-            options["interpolate_pos_encoding"] = tuple(pixel_values.shape[-2:]) != trained
+            size = self.backbone.config.image_size
+            same = list(pixel_values.shape[-2:]) == ([size, size] if isinstance(size, int) else list(size))
+            options["interpolate_pos_encoding"] = not same
         output = self.backbone(pixel_values, **options)
         tokens = output.last_hidden_state
         if tokens.dim() == 4:  # (batch, width, rows, columns) of a convolutional network

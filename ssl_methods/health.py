@@ -8,8 +8,8 @@ from albef_hf.losses import full_precision, unit_vectors
 
 
 def projection_spread(projections: torch.Tensor) -> torch.Tensor:
-    """Standard deviation of unit-length projections per coordinate, times sqrt(dim): about 1 where they are spread
-    over the whole sphere, 0 where all are equal (SimSiam, section 4.1). projections: (batch, dim)."""
+    """Standard deviation of unit-length projections (batch, dim) per coordinate, times sqrt(dim): about 1 where they
+    are spread over the whole sphere, 0 where all are equal (SimSiam, section 4.1)."""
     return unit_vectors(projections).std(0).mean() * math.sqrt(projections.shape[1])
 
 
@@ -30,15 +30,8 @@ def uniformity(projections: torch.Tensor) -> torch.Tensor:
 
 
 def pair_statistics(queries: torch.Tensor, keys: torch.Tensor) -> dict[str, torch.Tensor]:
-    """How well the two sides of a batch find each other.
-
-    Args:
-        queries, keys: (batch, dim); row i of both comes from one image.
-
-    Returns: `positive_similarity` and `negative_similarity` (means of cosines), `alignment` (mean squared distance of
-    positives, 2 - 2 cos) and `contrastive_accuracy` (share of queries whose nearest key is their own;
-        chance 1 / batch).
-    """
+    """Means of cosines of positive and negative pairs, mean squared distance of positives (2 - 2 cos), and the share of
+    queries whose nearest key is their own. queries, keys: (batch, dim); row i of both comes from one image."""
     similarity = unit_vectors(queries) @ unit_vectors(keys).T
     n = len(similarity)
     own = similarity.diagonal()

@@ -81,6 +81,9 @@ class ImageMethod(Trainable):
         """Pooled features (batch, width), `chunk_size` images at a time. pixels: (batch, channels, height, width)."""
         if not self.chunk_size or len(pixels) <= self.chunk_size:
             return backbone(pixels).pooled
+        return self._encode_chunks(backbone, pixels)
+
+    def _encode_chunks(self, backbone: Any, pixels: torch.Tensor) -> torch.Tensor:
         if not torch.is_grad_enabled():
             return torch.cat([backbone(chunk).pooled for chunk in pixels.split(self.chunk_size)])
         again = FrozenRunningStatistics(backbone)

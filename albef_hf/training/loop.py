@@ -1,6 +1,11 @@
 """The training loop, on one screen: forward, backward, enqueue, optimizer, momentum.
 
 All it may ask of what it trains stands in `albef_hf/trainable.py`.
+
+A run is a pure function of its arguments: before each micro-batch torch's generators are seeded from (seed,
+micro-batch, rank), so a run stopped at any checkpoint and resumed equals one that never stopped, bit for bit. A step
+whose gradients are not finite changes no parameter; that is decided on the device, and counted as `skipped_steps` in
+the log. On SIGTERM the ranks agree when they next log, save and end with status 143.
 """
 
 import contextlib
@@ -195,23 +200,16 @@ def train(
     max_rejected_fraction: float = 0.01,
     evaluate: Callable[[Any], dict[str, float]] | None = None,
     evaluation_name: str = "",
-    evaluated: Callable[[Any, int, dict[str, float]], None] | None = None,
+    evaluated: Callable[[Any, int, dict[str, float]], None] = lambda method, step, metrics: None,
 ) -> Trainable:
-    """Train a method for the configured steps. Losses of micro-batches are averaged over an optimizer step.
-    `evaluated(method, step, metrics)` is called on all ranks after each evaluation.
+    """Train a method for the configured steps; losses of micro-batches are averaged over an optimizer step.
 
-    A run is a pure function of its arguments: before each micro-batch torch's generators are seeded from (seed,
-    micro-batch, rank), so a run stopped at any checkpoint and resumed equals one that never stopped, bit for bit.
-
-    A step whose gradients are not finite changes no parameter; that is decided on the device, and counted as
-    `skipped_steps` in the log. On SIGTERM the ranks agree when they next log, save and end with status 143.
-
-    Raises:
-        ValueError: no step since the last row of the log had finite gradients, or too many unusable samples.
+    `evaluated(method, step, metrics)` is called on all ranks after each evaluation. Raises: ValueError: no step since
+    the last row of the log had finite gradients, or too many unusable samples.
     """
     folder, accumulation, length = Path(arguments.output_dir), arguments.accumulation, run_length(arguments, data)
-    samples_per_step = data.batch_size * accelerator.num_processes * accumulation
-    arguments = scaled_rates(arguments, samples_per_step, length.steps_per_epoch)
+    batch_size = data.batch_size * accelerator.num_processes * accumulation
+    arguments = scaled_rates(arguments, batch_size, length.steps_per_epoch)
     rates = learning_rates(arguments, length.steps_per_epoch, length.total_steps)
     schedules = method.schedules(length.steps_per_epoch, length.total_steps)
     optimizer = build_optimizer(method, arguments)
@@ -254,8 +252,7 @@ def train(
             if evaluate is not None and arguments.evaluate_every and step % arguments.evaluate_every == 0:
                 metrics = evaluate(method)
                 log.write_evaluation(step, evaluation_name, metrics)
-                if evaluated is not None:
-                    evaluated(method, step, metrics)
+                evaluated(method, step, metrics)
                 model.train()
             if accelerator.num_processes == 1:
                 stop.agreed = stop.asked
