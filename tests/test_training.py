@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from transformers.utils import ModelOutput
 
 from albef_hf import AlbefForPreTraining, AlbefProcessor
+from albef_hf.trainable import Trainable
 from albef_hf.training.arguments import GROUPS, TrainingArguments, parse_arguments, resolved
 from albef_hf.training.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
 from albef_hf.training.loop import build_accelerator, train
@@ -319,7 +320,7 @@ def test_two_launched_processes_train_as_one(tmp_path):
 # -- steps that must not count ----------------------------------------------------------------------------------------
 
 
-class Fragile(torch.nn.Module):
+class Fragile(Trainable):
     """A method whose loss is not a number at the steps told."""
 
     def __init__(self, bad: set[int]) -> None:
@@ -340,7 +341,7 @@ class Loss(ModelOutput):
 
 
 class Endless:
-    batch_size, steps_per_epoch = 2, 100
+    batch_size, steps_per_epoch, rows = 2, 100, 200
 
     def batches(self, start=0):
         return ({"pixel_values": torch.ones(2, 3, 4, 4), "rejected": []} for _ in itertools.count(start))
