@@ -28,7 +28,7 @@ class AlbefForPreTrainingOutput(ModelOutput):
         loss: loss_itc + loss_itm + loss_mlm, unweighted (equation 5); None where no loss was asked for.
         loss_itc: image-text contrast.
         loss_itm: image-text matching with hard negatives.
-        loss_mlm: masked language modelling; None without masked inputs.
+        loss_mlm: masked language modeling; None without masked inputs.
         logits_per_image: (images, texts), cosine similarity over temperature, of the online encoders.
         logits_per_text: its transpose.
         image_embeds, text_embeds: unit vectors (B, projection_dim).

@@ -30,7 +30,7 @@ class MomentumCopy(nn.Module):
     def __init__(self, online: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self.register_buffer("updates", torch.zeros(1, dtype=torch.int64))
-        # transformers initialises a module only if it holds a tensor that no checkpoint has filled: `start` hangs on
+        # transformers initializes a module only if it holds a tensor that no checkpoint has filled: `start` hangs on
         # this one, and so completes copies of which a checkpoint has only a part.
         self.register_buffer("unsaved", torch.empty(0), persistent=False)
         for name, module in online.items():

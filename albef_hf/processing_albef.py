@@ -68,7 +68,7 @@ def _with_cleaning(tokenizer: Any) -> PreTrainedTokenizerFast:
 class AlbefProcessor(SavesCode, ProcessorMixin):
     """Image processor and tokenizer of an ALBEF model, saved with it.
 
-    Pictures are squashed to a square by bicubic interpolation, without a crop, and normalised with CLIP's statistics.
+    Pictures are squashed to a square by bicubic interpolation, without a crop, and normalized with CLIP's statistics.
     Texts are cleaned (`clean_caption`) and end without a [SEP] token: the published tokenizer leaves it out. The saved
     tokenizer does both by itself, since pipelines use it without this class; `processor.tokenizer` cleans nothing.
 

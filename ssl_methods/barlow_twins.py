@@ -64,7 +64,7 @@ class BarlowTwins(ImageMethod):
         return MethodOutput(loss=loss, projections=first, queries=first, targets=second, extra=extra)
 
     def _correlation(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        """C (dim, dim): standardised coordinates over the batch of all ranks, with biased variances."""
+        """C (dim, dim): standardized coordinates over the batch of all ranks, with biased variances."""
         local = self.standardize(first).T @ self.standardize(second) / (len(first) * world_size())
         if self.published_gradient:
             return local + (sum_over_ranks(local.detach()) - local.detach())

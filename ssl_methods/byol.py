@@ -19,7 +19,7 @@ class Byol(ImageMethod):
 
     Args:
         hidden_dim, dim: widths of projector and predictor (4096, 256).
-        use_predictor, head_norm: the predictor, and the heads' batch normalisation. Without them BYOL collapses; off,
+        use_predictor, head_norm: the predictor, and the heads' batch normalization. Without them BYOL collapses; off,
             they make the control that a collapse alarm must catch.
         momentum, momentum_schedule, chunk_size: see `ImageMethod`.
     """

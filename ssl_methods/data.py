@@ -25,7 +25,7 @@ from .augment import (
 
 
 def to_channels(image: Image.Image, channels: int) -> Image.Image:
-    """A picture in colour (3) or grey (1).
+    """A picture in color (3) or gray (1).
 
     Raises:
         ValueError: other numbers of channels: pictures have none such.
@@ -64,7 +64,7 @@ class TwoViewSamples(Samples):
 
 class TwoViewCollator(Collator):
     """Crops -> `views` (batch, 2, channels, h, w) and `shuffle_draws` (batch,). Eight-bit crops travel to the device;
-    colours are changed there, unless Pillow has done it."""
+    colors are changed there, unless Pillow has done it."""
 
     def __init__(
         self,
@@ -120,7 +120,7 @@ def build_two_view_data(
     recipes = view_recipes(arguments.augmentation, **arguments.augmentation_options)
     pillow = arguments.augmentation_device == "pillow"
     if pillow and any(recipe.additive for recipe in recipes):
-        raise ValueError("BYOL's colours are defined on numbers, not pictures: set augmentation_device to tensors")
+        raise ValueError("BYOL's colors are defined on numbers, not pictures: set augmentation_device to tensors")
     return assemble(
         arguments,
         lambda corpus: TwoViewSamples(corpus, recipes, image_size, channels, pillow, arguments, seed),

@@ -12,8 +12,8 @@ def perceptron(
 
     Args:
         widths: of the input, each hidden layer, and the output.
-        hidden_norm: batch normalisation before each ReLU.
-        last_norm: batch normalisation without scale and shift behind the last layer.
+        hidden_norm: batch normalization before each ReLU.
+        last_norm: batch normalization without scale and shift behind the last layer.
         hidden_bias, last_bias: whether the linear layers have a bias.
 
     Returns: (batch, widths[0]) -> (batch, widths[-1]).

@@ -50,7 +50,7 @@ class ImageMethod(Trainable):
         momentum_schedule: `constant`, or `cosine` from `momentum` to 1 over the run.
         chunk_size: images that go through the backbone at a time; 0: all. Their activations are not kept but made
             again for the backward pass, so that the loss sees a batch that does not fit in memory (as a gradient
-            cache does). Gradients are those of the whole batch; batch normalisation inside the *backbone* takes its
+            cache does). Gradients are those of the whole batch; batch normalization inside the *backbone* takes its
             statistics per chunk, that of the heads over the whole batch.
 
     Raises:
@@ -58,7 +58,7 @@ class ImageMethod(Trainable):
     """
 
     projector: nn.Module
-    per_device_batch_norm = False  # whether statistics of normalisation stay on a device
+    per_device_batch_norm = False  # whether statistics of normalization stay on a device
 
     def __init__(
         self,
@@ -154,10 +154,10 @@ class ImageMethod(Trainable):
     def warnings(self, *, rows: int, batch_size: int, total_steps: int, optimizer: str) -> list[str]:
         """See `Trainable.warnings`."""
         found = []
-        normalised, vit = has_batch_norm(self.backbone), self.backbone.prefix_tokens > 0
+        normalized, vit = has_batch_norm(self.backbone), self.backbone.prefix_tokens > 0
         per_part = batch_size // getattr(self, "batch_norm_splits", 1)
-        if normalised and self.per_device_batch_norm and per_part < SMALLEST_BATCH_NORM:
-            found.append(f"batch normalisation over {per_part} images: its statistics will be noise; raise batch_size")
+        if normalized and self.per_device_batch_norm and per_part < SMALLEST_BATCH_NORM:
+            found.append(f"batch normalization over {per_part} images: its statistics will be noise; raise batch_size")
         if self.momentum_copy is not None and 0 < self.momentum < 1 and 1 / (1 - self.momentum) > total_steps / 4:
             found.append(
                 f"momentum {self.momentum} remembers {1 / (1 - self.momentum):.0f} steps, and the run has "

@@ -23,10 +23,10 @@ class MoCoV1(ImageMethod):
         dim: width of queries and keys.
         queue_size: keys kept (K).
         temperature: T.
-        shuffle_keys: keys go through the copy in another order, over all ranks, so that batch normalisation does not
-            tell which query and key were neighbours (ShuffleBN, section 3.3). Without batch normalisation nothing is
+        shuffle_keys: keys go through the copy in another order, over all ranks, so that batch normalization does not
+            tell which query and key were neighbors (ShuffleBN, section 3.3). Without batch normalization nothing is
             shuffled.
-        batch_norm_splits: parts of a device's batch that are normalised by themselves. On one device shuffling does
+        batch_norm_splits: parts of a device's batch that are normalized by themselves. On one device shuffling does
             nothing without them.
         momentum, momentum_schedule, chunk_size: see `ImageMethod`.
     """

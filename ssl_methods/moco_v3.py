@@ -23,7 +23,7 @@ class MoCoV3(ImageMethod):
     Args:
         hidden_dim, dim: widths of projector and predictor (4096, 256).
         projector_layers: 3 for a ViT, 2 otherwise, where left out.
-        predictor_norm: batch normalisation behind the predictor; for a ViT only, where left out.
+        predictor_norm: batch normalization behind the predictor; for a ViT only, where left out.
         temperature: T; 0.2 for a ViT, 1.0 otherwise, where left out.
         initialize: prepare a ViT as the paper does: fixed sine-cosine positions, Xavier-uniform layers. Leave it off
             to start from a checkpoint.

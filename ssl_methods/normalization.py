@@ -1,4 +1,4 @@
-"""Batch normalisation over all ranks, on any device, and over parts of a batch."""
+"""Batch normalization over all ranks, on any device, and over parts of a batch."""
 
 import torch
 from torch import nn
@@ -19,15 +19,15 @@ class SyncBatchNorm(nn.SyncBatchNorm):
         shape = (1, -1, *(1,) * (features.dim() - 2))
         count = features.numel() // features.shape[1] * world_size()
         mean = sum_over_ranks(features.sum(dims)) / count
-        centred = features - mean.view(shape)
-        variance = sum_over_ranks(centred.square().sum(dims)) / count
+        centered = features - mean.view(shape)
+        variance = sum_over_ranks(centered.square().sum(dims)) / count
         if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
             with torch.no_grad():
                 self.num_batches_tracked.add_(1)  # type: ignore[union-attr,operator]
                 rate = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum  # type: ignore[arg-type]
                 self.running_mean.lerp_(mean, rate)
                 self.running_var.lerp_(variance * (count / (count - 1)), rate)
-        normal = centred * (variance + self.eps).rsqrt().view(shape)
+        normal = centered * (variance + self.eps).rsqrt().view(shape)
         return normal if self.weight is None else normal * self.weight.view(shape) + self.bias.view(shape)
 
 
@@ -76,18 +76,18 @@ def _replace(module: nn.Module, replacement: type[_BatchNorm]) -> None:
             new.load_state_dict(part.state_dict())
             setattr(module, name, new.train(part.training))
         elif isinstance(part, _BatchNorm) and not isinstance(part, (SyncBatchNorm, SplitBatchNorm)):
-            raise ValueError(f"{type(part).__name__} of this backbone cannot be normalised over ranks or parts")
+            raise ValueError(f"{type(part).__name__} of this backbone cannot be normalized over ranks or parts")
         else:
             _replace(part, replacement)
 
 
 def synchronize_batch_norm(module: nn.Module) -> None:
-    """Every batch normalisation inside takes its statistics over all ranks."""
+    """Every batch normalization inside takes its statistics over all ranks."""
     _replace(module, SyncBatchNorm)
 
 
 def split_batch_norm(module: nn.Module, splits: int) -> None:
-    """Every 2-d batch normalisation inside takes its statistics over each of `splits` parts of the batch."""
+    """Every 2-d batch normalization inside takes its statistics over each of `splits` parts of the batch."""
     _replace(module, SplitBatchNorm)
     for part in module.modules():
         if isinstance(part, SplitBatchNorm):
@@ -95,7 +95,7 @@ def split_batch_norm(module: nn.Module, splits: int) -> None:
 
 
 class FrozenRunningStatistics:
-    """While entered, batch normalisation in training mode leaves its running statistics alone: for a second pass over
+    """While entered, batch normalization in training mode leaves its running statistics alone: for a second pass over
     rows that were counted already."""
 
     def __init__(self, module: nn.Module) -> None:

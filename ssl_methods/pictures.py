@@ -1,4 +1,4 @@
-"""Labelled pictures for probes of frozen features."""
+"""Labeled pictures for probes of frozen features."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,14 +18,14 @@ from .data import to_channels
 
 
 def pixel_statistics(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation that pictures are normalised with: ImageNet's for colour."""
+    """Mean and deviation that pictures are normalized with: ImageNet's for color."""
     if channels == 3:
         return tuple(IMAGENET_DEFAULT_MEAN), tuple(IMAGENET_DEFAULT_STD)
     return (0.5,) * channels, (0.25,) * channels
 
 
 class Pictures:
-    """A labelled data set for probes: undecoded pictures, and how they become pixels."""
+    """A labeled data set for probes: undecoded pictures, and how they become pixels."""
 
     def __init__(self, corpus: Any, size: int, channels: int) -> None:
         self.corpus, self.size, self.channels = corpus, size, channels
