@@ -15,12 +15,12 @@ def main() -> None:
     parser.add_argument("--model", help="folder or Hub id of the model to measure")
     parser.add_argument("--protocol", help="how a published retrieval figure is measured, see docs/downstream.md")
     own, rest = parser.parse_known_args()
-    _, data_arguments, arguments, task = parse_arguments(rest, TASK_GROUPS)
+    _, data_arguments, arguments, task_arguments = parse_arguments(rest, TASK_GROUPS)
     if own.model is None:
         raise ValueError("say which model to measure: --model FOLDER")
     from albef_hf.training.task_run import evaluate_saved
 
-    evaluate_saved(own.model, own.protocol, data_arguments, arguments, task)
+    evaluate_saved(own.model, own.protocol, data_arguments, arguments, task_arguments)
 
 
 if __name__ == "__main__":
