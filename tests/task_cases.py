@@ -42,19 +42,20 @@ class TaskCase:
         row: its number and the color of its picture -> a row as the publication's list has it. The picture of a color
             is COLOR.png, for each of `COLORS`.
         report: what its report must say besides its figures.
+        predictions: the files of predictions of a test that is called `test`.
     """
 
     row: Callable[[int, str], dict[str, Any]]
     report: tuple[str, ...]
+    predictions: tuple[str, ...] = ("test.jsonl",)
 
 
-_CAPTIONS = lambda number, color: {  # noqa: E731
-    "image": f"{color}.png",
-    "caption": [f"a {color} square", color],
-    "image_id": color,
-}
+def _captions(number: int, color: str) -> dict[str, Any]:
+    return {"image": f"{color}.png", "caption": [f"a {color} square", color], "image_id": color}
+
+
 CASES = {
-    "retrieval": TaskCase(_CAPTIONS, ("Heat maps", "Gallery", "Retrieval: test")),
+    "retrieval": TaskCase(_captions, ("Heat maps", "Gallery", "Retrieval: test"), ("test.json",)),
     "question_answering": TaskCase(
         lambda number, color: {
             "image": f"{color}.png",
@@ -64,6 +65,7 @@ CASES = {
             "question_type": "what colour",
         },
         ("Examples: test", "Accuracy by type of question", "people: red"),
+        ("test.details.jsonl", "test.json"),
     ),
     "visual_reasoning": TaskCase(
         lambda number, color: {
@@ -73,6 +75,7 @@ CASES = {
             "identifier": f"test-{number}",
         },
         ("Examples: test", "Confusion: test"),
+        ("test.csv", "test.details.jsonl"),
     ),
     "visual_entailment": TaskCase(
         lambda number, color: {
@@ -82,7 +85,7 @@ CASES = {
         },
         ("Examples: test", "Confusion: test"),
     ),
-    "text_assignment": TaskCase(_CAPTIONS, ("Confusion: test",)),
+    "text_assignment": TaskCase(_captions, ("Confusion: test",), ()),
     "grounding": TaskCase(
         lambda number, color: {
             "image": f"{color}.png",

@@ -56,6 +56,7 @@ def test_a_run_leaves_a_folder_that_explains_itself(finished, task):
     assert results["chosen"]["step"] == min(step for step in validated if validated[step] == max(validated.values()))
     assert results["tests"]["test"].keys() >= {"chosen", "last", "baselines"}
     page = (folder / "report.html").read_text()
+    assert sorted(path.name for path in (folder / "predictions").iterdir()) == list(CASES[task].predictions)
     for part in ("Results", "chosen weights", "last weights", *CASES[task].report):
         assert part in page, part
 

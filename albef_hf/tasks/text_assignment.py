@@ -25,8 +25,7 @@ class TextAssignment(CaptionTask):
     )
 
     def measure(self, model: AlbefForTextAssignment, rows: datasets.Dataset, name: str) -> TaskResult:
-        """Accuracy. Pictures are drawn by numbers that depend on the place of a batch alone. Every rank measures all
-        rows, since what is drawn depends on the batch.
+        """Accuracy. What is drawn depends on the rows of a batch and on its number, so every rank measures all rows.
 
         Raises:
             ValueError: no batch has three rows.
