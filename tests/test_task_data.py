@@ -127,6 +127,23 @@ def test_answers_are_weighted_and_end_with_a_separator(lists, processor):
     assert weighted_answers({"answers": [{"answer": "red"}, {"answer": "red"}]}) == {"red": 1.0}
 
 
+def test_captions_are_padded_to_the_full_length_where_ranks_must_agree(lists, processor):
+    rows = rows_of(lists, "retrieval")
+    for fixed, length in ((False, 3), (True, 30)):  # [CLS] and two words
+        task = TASKS["retrieval"](processor, TaskSettings(fixed_length=fixed))
+        assert training_batch(task, rows)["input_ids"].shape == (6, length)
+        assert next(evaluation_batches(task, rows))["input_ids"].shape == (6, 3)
+
+
+def test_rows_that_could_not_choose_weights_are_refused_before_training(lists, processor):
+    questions = rows_of(lists, "question_answering").remove_columns("answers")
+    TASKS["question_answering"](processor).check_rows(questions, "test", chooses=False)  # a server has the answers
+    with pytest.raises(ValueError, match="validation has no answers to compare with: say which column"):
+        TASKS["question_answering"](processor).check_rows(questions, "validation", chooses=True)
+    with pytest.raises(ValueError, match="test has no boxes to compare with: say which column"):
+        TASKS["grounding"](processor).check_rows(questions, "test", chooses=False)
+
+
 def test_hub_data_sets_come_by_column_names(processor, tmp_path):
     table = datasets.Dataset.from_dict(
         {
@@ -259,6 +276,7 @@ def test_karpathy_splits(tmp_path):
     rows = load_karpathy(path, "train", image_root="coco")
     assert rows["image"][:] == ["coco/val2014/1.jpg", "coco/val2014/2.jpg"]
     assert rows["captions"][1] == ["b", "c"] and rows["image_id"][:] == ["1", "2"]
+    assert TASKS["retrieval"].load(str(path), image_root="coco")[:] == rows[:]  # told by the name of the list
     with pytest.raises(ValueError, match=r"images\[2\] \(3.jpg\): no caption"):
         load_karpathy(path, "test")
     with pytest.raises(ValueError, match="no split 'dev'; there are: restval, test, train"):
