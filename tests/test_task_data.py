@@ -3,6 +3,7 @@
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -15,7 +16,7 @@ from transformers import BertTokenizerFast
 from albef_hf.data.arguments import DataArguments
 from albef_hf.processing_albef import AlbefProcessor
 from albef_hf.tasks import TASKS, task_named
-from albef_hf.tasks.batches import build_task_data, evaluation_batches
+from albef_hf.tasks.batches import build_task_data, evaluation_batches, gather_rows, predict_rows, rows_of_rank
 from albef_hf.tasks.question_answering import (
     answer_coverage,
     most_frequent_answers,
@@ -207,6 +208,17 @@ def test_a_row_that_cannot_be_used_is_counted_in_training_and_named_in_evaluatio
     assert {entry["row"] for entry in batch["rejected"]} == {2} and batch["rejected"][0]["source"] == "list"
     with pytest.raises(ValueError, match=f"test set, row 2: {reason}"):
         list(evaluated(task, rows, processor, name="test set"))
+
+
+def test_predictions_keep_the_order_of_rows_and_ranks_share_them(lists, processor):
+    task = VisualEntailment(processor, TaskSettings(evaluation_batch_size=4))
+    rows, model = rows_of(lists, "visual_entailment"), torch.nn.Linear(1, 1)
+    labels = predict_rows(task, model, rows, "test", lambda batch: batch["labels"].tolist())
+    assert labels == [VisualEntailment.label_number(label) for label in rows["label"]]
+    ranks = [SimpleNamespace(process_index=rank, num_processes=3) for rank in range(3)]
+    shared = [list(rows_of_rank(7, rank)) for rank in ranks]
+    assert shared == [[0, 3, 6], [1, 4], [2, 5]] and list(rows_of_rank(7, None)) == list(range(7))
+    assert gather_rows([row for rank in shared for row in rank], list("adgbecf")) == list("abcdefg")
 
 
 def test_answers_outside_the_list_are_left_out_and_counted(lists, processor):
