@@ -24,12 +24,17 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse()
-    from albef_hf.tasks.rows import answer_coverage, answers_of, load_task, most_frequent_answers
+    from albef_hf.tasks.question_answering import (
+        QuestionAnswering,
+        answer_coverage,
+        answers_of,
+        most_frequent_answers,
+    )
 
     columns = dict(pair.split("=", 1) for pair in arguments.columns)
     rows = []
     for dataset in arguments.datasets:
-        table = load_task("question_answering", dataset, columns=columns, split=arguments.split)
+        table = QuestionAnswering.load(dataset, columns=columns, split=arguments.split)
         if "answers" not in table.column_names:
             raise ValueError(f"{dataset} has no answers: say which column with --columns answers=NAME")
         rows += [{"answers": answers_of(row)} for row in table.select_columns(["answers"])]

@@ -14,13 +14,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--model", help="folder or Hub id of the model to measure")
     parser.add_argument("--protocol", help="how a published retrieval figure is measured, see docs/downstream.md")
-    own, rest = parser.parse_known_args()
-    _, data_arguments, arguments, task = parse_arguments(rest, TASK_GROUPS)
-    if own.model is None:
+    options, rest = parser.parse_known_args()
+    _, data_arguments, arguments, task_arguments = parse_arguments(rest, TASK_GROUPS)
+    if options.model is None:
         raise ValueError("say which model to measure: --model FOLDER")
     from albef_hf.training.task_run import evaluate_saved
 
-    evaluate_saved(own.model, own.protocol, data_arguments, arguments, task)
+    evaluate_saved(options.model, options.protocol, data_arguments, arguments, task_arguments)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Fine-tune on question answering, visual reasoning, entailment, text assignment or grounding, as `task` says:
+"""Fine-tune on a downstream task, which `task` of the configuration names:
 
 accelerate launch scripts/finetune.py configs/emoji_vqa.yaml [--key value ...]
 """
@@ -8,12 +8,10 @@ from albef_hf.training.task_arguments import TASK_GROUPS
 
 
 def main() -> None:
-    *groups, task = parse_arguments(groups=TASK_GROUPS)
-    from albef_hf.training.launch import launch
-    from albef_hf.training.task_run import TaskRun, task_kind
+    groups = parse_arguments(groups=TASK_GROUPS)
+    from albef_hf.training.task_run import fine_tune
 
-    task_kind(task.task)
-    launch(TaskRun, *groups, task, name=task.task)
+    fine_tune(*groups)
 
 
 if __name__ == "__main__":

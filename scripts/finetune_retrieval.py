@@ -1,4 +1,4 @@
-"""Fine-tune on image-text retrieval:
+"""`finetune.py` for the tasks that train a model of retrieval, which are retrieval and grounding:
 
 accelerate launch scripts/finetune_retrieval.py configs/emoji_retrieval.yaml [--key value ...]
 """
@@ -8,12 +8,11 @@ from albef_hf.training.task_arguments import TASK_GROUPS
 
 
 def main() -> None:
-    *groups, task = parse_arguments(groups=TASK_GROUPS)
-    from albef_hf.training.launch import launch
-    from albef_hf.training.task_run import TaskRun, task_kind
+    groups = parse_arguments(groups=TASK_GROUPS)
+    from albef_hf.tasks import Grounding, Retrieval
+    from albef_hf.training.task_run import fine_tune
 
-    task_kind(task.task, ("retrieval", "grounding"))
-    launch(TaskRun, *groups, task, name=task.task)
+    fine_tune(*groups, tasks=(Retrieval, Grounding))
 
 
 if __name__ == "__main__":

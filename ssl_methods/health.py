@@ -30,8 +30,8 @@ def uniformity(projections: torch.Tensor) -> torch.Tensor:
 
 
 def pair_statistics(queries: torch.Tensor, keys: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Means of cosines of positive and negative pairs, mean squared distance of positives (2 - 2 cos), and the share of
-    queries whose nearest key is their own. queries, keys: (batch, dim); row i of both comes from one image."""
+    """Mean cosines of positive and negative pairs, mean squared distance of positives (2 - 2 cos), share of queries
+    whose nearest key is their own. queries, keys: (batch, dim); row i of both comes from one image."""
     similarity = unit_vectors(queries) @ unit_vectors(keys).T
     n = len(similarity)
     own = similarity.diagonal()

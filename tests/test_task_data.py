@@ -3,6 +3,7 @@
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -14,17 +15,19 @@ from transformers import BertTokenizerFast
 
 from albef_hf.data.arguments import DataArguments
 from albef_hf.processing_albef import AlbefProcessor
-from albef_hf.tasks.batches import build_task_data, evaluation_batches, task_augmentation, tokenize_answers
-from albef_hf.tasks.rows import (
-    TASKS,
+from albef_hf.tasks import TASKS, task_named
+from albef_hf.tasks.batches import build_task_data, evaluation_batches, gather_rows, predict_rows, rows_of_rank
+from albef_hf.tasks.question_answering import (
     answer_coverage,
-    label_number,
-    load_karpathy,
-    load_task,
     most_frequent_answers,
     read_answer_list,
+    tokenize_answers,
     weighted_answers,
 )
+from albef_hf.tasks.result import TaskSettings
+from albef_hf.tasks.rows import load_karpathy
+from albef_hf.tasks.visual_entailment import VisualEntailment
+from albef_hf.tasks.visual_reasoning import VisualReasoning
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = SPECIAL + list("abcde") + ["is", "it", "red", "cat", "dog", "two", "the", "what", "left", "right"]
@@ -48,6 +51,8 @@ ROWS = {
     "visual_entailment": lambda i: {"image": i, "sentence": "a cat", "label": ["neutral", "entailment"][i % 2]},
     "grounding": lambda i: {"image": f"{i}.png", "text": "the left cat", "bbox": [1, 1, 5, 5]},
 }
+ROWS["text_assignment"] = ROWS["retrieval"]
+PAIRS = {"image_ids", "caption_ids", "negative_draws", "assignment_draws"}
 
 
 @pytest.fixture
@@ -68,44 +73,50 @@ def rows_of(lists, task, change=None, **options):
         path = lists / f"{task}-changed.json"
         path.write_text(json.dumps(rows))
     suffix = ".png" if task == "visual_entailment" else ""
-    return load_task(task, str(path), image_suffix=suffix, **options)
+    return TASKS[task].load(str(path), image_suffix=suffix, **options)
 
 
-def training_batch(task, rows, processor, **options):
-    data = build_task_data(task, {"list": rows}, processor, DataArguments(), batch_size=6, seed=0, **options)
-    return first(data, 1)[0]
+def training_batch(task, rows):
+    """The first batch of six of a task (an object)."""
+    return first(build_task_data(task, {"list": rows}, batch_size=6, seed=0), 1)[0]
+
+
+def evaluated(task, rows, processor, batch_size=64, **options):
+    """All batches of a task (its name) in evaluation."""
+    return evaluation_batches(TASKS[task](processor, TaskSettings(evaluation_batch_size=batch_size)), rows, **options)
 
 
 @pytest.mark.parametrize(
     ("task", "names"),
     [
-        ("retrieval", {"image_ids", "caption_ids", "negative_draws", "assignment_draws"}),
+        ("retrieval", PAIRS),
+        ("text_assignment", PAIRS),
         (
             "question_answering",
             {"answer_input_ids", "answer_attention_mask", "answer_weights", "answers_per_question"},
         ),
         ("visual_reasoning", {"labels"}),
         ("visual_entailment", {"labels"}),
-        ("grounding", {"image_ids", "caption_ids", "negative_draws", "assignment_draws"}),
+        ("grounding", PAIRS),
     ],
 )
 def test_batches_are_the_arguments_of_the_models(lists, processor, task, names):
-    batch = training_batch(task, rows_of(lists, task), processor)
+    batch = training_batch(TASKS[task](processor), rows_of(lists, task))
     assert set(batch) == {"pixel_values", "input_ids", "attention_mask", "rejected", *names}
     pair = (2,) if task == "visual_reasoning" else ()
     assert batch["pixel_values"].shape == (6, *pair, 3, 32, 32) and batch["rejected"] == []
-    if task in ("retrieval", "grounding"):
-        assert len(batch["image_ids"].unique()) == (3 if task == "retrieval" else 6)
+    if names == PAIRS:
+        assert len(batch["image_ids"].unique()) == (6 if task == "grounding" else 3)
     if "labels" in names:
         assert set(batch["labels"].tolist()) == ({0, 1} if task == "visual_reasoning" else {1, 2})
-    evaluated = list(evaluation_batches(task, rows_of(lists, task), processor, DataArguments(), batch_size=4))
-    assert [len(each["pixel_values"]) for each in evaluated] == [4, 2] and "rejected" not in evaluated[0]
-    again = next(iter(evaluation_batches(task, rows_of(lists, task), processor, DataArguments(), batch_size=4)))
-    assert torch.equal(evaluated[0]["pixel_values"], again["pixel_values"])
+    batches = list(evaluated(task, rows_of(lists, task), processor, batch_size=4))
+    assert [len(each["pixel_values"]) for each in batches] == [4, 2] and "rejected" not in batches[0]
+    again = next(iter(evaluated(task, rows_of(lists, task), processor, batch_size=4)))
+    assert torch.equal(batches[0]["pixel_values"], again["pixel_values"])
 
 
 def test_answers_are_weighted_and_end_with_a_separator(lists, processor):
-    batch = training_batch("question_answering", rows_of(lists, "question_answering"), processor)
+    batch = training_batch(TASKS["question_answering"](processor), rows_of(lists, "question_answering"))
     assert batch["answers_per_question"].tolist() == [2] * 6
     assert batch["answer_weights"][:2].tolist() == pytest.approx([0.7, 0.3])
     ids = [WORDS.index(word) for word in ("[CLS]", "cat", "[SEP]", "[PAD]")]
@@ -115,6 +126,23 @@ def test_answers_are_weighted_and_end_with_a_separator(lists, processor):
     AlbefProcessor.from_parts(processor.tokenizer, 32)  # the tokenizer is shared: no separator again
     assert weighted_answers({"answers": "red", "source": "vg"}) == {"red": 0.5}
     assert weighted_answers({"answers": [{"answer": "red"}, {"answer": "red"}]}) == {"red": 1.0}
+
+
+def test_captions_are_padded_to_the_full_length_where_ranks_must_agree(lists, processor):
+    rows = rows_of(lists, "retrieval")
+    for fixed, length in ((False, 3), (True, 30)):  # [CLS] and two words
+        task = TASKS["retrieval"](processor, TaskSettings(fixed_length=fixed))
+        assert training_batch(task, rows)["input_ids"].shape == (6, length)
+        assert next(evaluation_batches(task, rows))["input_ids"].shape == (6, 3)
+
+
+def test_rows_that_could_not_choose_weights_are_refused_before_training(lists, processor):
+    questions = rows_of(lists, "question_answering").remove_columns("answers")
+    TASKS["question_answering"](processor).check_rows(questions, "test", chooses=False)  # a server has the answers
+    with pytest.raises(ValueError, match="validation has no answers to compare with: say which column"):
+        TASKS["question_answering"](processor).check_rows(questions, "validation", chooses=True)
+    with pytest.raises(ValueError, match="test has no boxes to compare with: say which column"):
+        TASKS["grounding"](processor).check_rows(questions, "test", chooses=False)
 
 
 def test_hub_data_sets_come_by_column_names(processor, tmp_path):
@@ -136,16 +164,18 @@ def test_hub_data_sets_come_by_column_names(processor, tmp_path):
     )
     table.save_to_disk(tmp_path / "pairs")
     columns = {"images": ["left", "right"], "sentence": "statement", "label": "truth"}
-    rows = load_task("visual_reasoning", str(tmp_path / "pairs"), columns=columns)
-    (batch,) = evaluation_batches("visual_reasoning", rows, processor, DataArguments())
+    rows = VisualReasoning.load(str(tmp_path / "pairs"), columns=columns)
+    (batch,) = evaluated("visual_reasoning", rows, processor)
     assert batch["labels"].tolist() == [1, 0, 1]
     assert not torch.equal(batch["pixel_values"][:, 0], batch["pixel_values"][:, 1])
     with pytest.raises(ValueError, match="no column 'statment'; did you mean 'statement'"):
-        load_task("visual_reasoning", str(tmp_path / "pairs"), columns=columns | {"sentence": "statment"})
+        VisualReasoning.load(str(tmp_path / "pairs"), columns=columns | {"sentence": "statment"})
     with pytest.raises(ValueError, match="columns of visual_reasoning: unknown key 'lable'; did you mean 'label'"):
-        load_task("visual_reasoning", str(tmp_path / "pairs"), columns={"lable": "truth"})
+        VisualReasoning.load(str(tmp_path / "pairs"), columns={"lable": "truth"})
     with pytest.raises(ValueError, match="unknown task 'vqa'; there are: retrieval"):
-        load_task("vqa", str(tmp_path / "pairs"))
+        task_named("vqa")
+    with pytest.raises(ValueError, match="images: give two columns, or one that holds two, not .'left'."):
+        VisualReasoning.load(str(tmp_path / "pairs"), columns=columns | {"images": ["left"]})
     assert set(TASKS) == set(ROWS)
 
 
@@ -173,16 +203,29 @@ def test_a_row_that_cannot_be_used_is_counted_in_training_and_named_in_evaluatio
     lists, processor, task, field, value, reason
 ):
     rows = rows_of(lists, task, change_field(field, value))
-    batch = training_batch(task, rows, processor)
+    batch = training_batch(TASKS[task](processor), rows)
     assert len(batch["pixel_values"]) == 6  # replaced
     assert {entry["row"] for entry in batch["rejected"]} == {2} and batch["rejected"][0]["source"] == "list"
     with pytest.raises(ValueError, match=f"test set, row 2: {reason}"):
-        list(evaluation_batches(task, rows, processor, DataArguments(), name="test set"))
+        list(evaluated(task, rows, processor, name="test set"))
+
+
+def test_predictions_keep_the_order_of_rows_and_ranks_share_them(lists, processor):
+    task = VisualEntailment(processor, TaskSettings(evaluation_batch_size=4))
+    rows, model = rows_of(lists, "visual_entailment"), torch.nn.Linear(1, 1)
+    labels = predict_rows(task, model, rows, "test", lambda batch: batch["labels"].tolist())
+    assert labels == [VisualEntailment.label_number(label) for label in rows["label"]]
+    ranks = [SimpleNamespace(process_index=rank, num_processes=3) for rank in range(3)]
+    shared = [list(rows_of_rank(7, rank)) for rank in ranks]
+    assert shared == [[0, 3, 6], [1, 4], [2, 5]] and list(rows_of_rank(7, None)) == list(range(7))
+    assert gather_rows([row for rank in shared for row in rank], list("adgbecf")) == list("abcdefg")
 
 
 def test_answers_outside_the_list_are_left_out_and_counted(lists, processor):
     rows = rows_of(lists, "question_answering", change_field("answer", ["dog"] * 10))
-    batch = training_batch("question_answering", rows, processor, answer_list=["cat"])
+    task = TASKS["question_answering"](processor)
+    task.learnable = {"cat"}
+    batch = training_batch(task, rows)
     assert set(batch["answers_per_question"].tolist()) == {1}
     assert batch["answer_weights"].tolist() == pytest.approx([0.7] * 6)
     assert batch["rejected"][0]["reason"] == "answers: none of ['dog'] is in the answer list"
@@ -222,10 +265,10 @@ def test_the_script_builds_an_answer_list(lists, monkeypatch, capsys):
 
 
 def test_labels_are_read_as_people_write_them():
-    assert [label_number("visual_reasoning", value) for value in (True, "False", "true", 0)] == [1, 0, 1, 0]
-    assert label_number("visual_entailment", "entailment") == label_number("visual_entailment", 2) == 2
+    assert [VisualReasoning.label_number(value) for value in (True, "False", "true", 0)] == [1, 0, 1, 0]
+    assert VisualEntailment.label_number("entailment") == VisualEntailment.label_number(2) == 2
     with pytest.raises(ValueError, match="label 3 is none of contradiction, neutral, entailment"):
-        label_number("visual_entailment", 3)
+        VisualEntailment.label_number(3)
 
 
 def test_karpathy_splits(tmp_path):
@@ -245,6 +288,7 @@ def test_karpathy_splits(tmp_path):
     rows = load_karpathy(path, "train", image_root="coco")
     assert rows["image"][:] == ["coco/val2014/1.jpg", "coco/val2014/2.jpg"]
     assert rows["captions"][1] == ["b", "c"] and rows["image_id"][:] == ["1", "2"]
+    assert TASKS["retrieval"].load(str(path), image_root="coco")[:] == rows[:]  # told by the name of the list
     with pytest.raises(ValueError, match=r"images\[2\] \(3.jpg\): no caption"):
         load_karpathy(path, "test")
     with pytest.raises(ValueError, match="no split 'dev'; there are: restval, test, train"):
@@ -259,19 +303,12 @@ def test_grounding_sees_the_whole_picture_and_other_tasks_a_crop(processor):
     pixels = np.zeros((32, 32, 3), dtype=np.uint8)
     pixels[:, :2] = pixels[:, -2:] = (255, 0, 0)
     image = Image.fromarray(pixels)
-    options = {"operations": 0}
-    edges = {
-        task: [
-            bool(
-                (
-                    task_augmentation(task, processor, **options)(image, np.random.default_rng(seed))[0, 16, [0, -1]]
-                    > 1
-                ).all()
-            )
-            for seed in range(20)
-        ]
-        for task in ("grounding", "retrieval")
-    }
+    settings = TaskSettings(DataArguments(augmentation_options={"operations": 0}))
+    edges = {}
+    for name in ("grounding", "retrieval"):
+        task = TASKS[name](processor, settings)
+        crops = [task.pixels(image, np.random.default_rng(seed), training=True) for seed in range(20)]
+        edges[name] = [bool((crop[0, 16, [0, -1]] > 1).all()) for crop in crops]
     assert all(edges["grounding"]) and not all(edges["retrieval"])
-    whole = task_augmentation("retrieval", processor, training=False)
-    assert torch.equal(whole(image, np.random.default_rng(0)), whole(image, np.random.default_rng(1)))
+    whole = [task.pixels(image, np.random.default_rng(seed), training=False) for seed in (0, 1)]
+    assert torch.equal(*whole)

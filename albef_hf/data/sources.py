@@ -17,11 +17,11 @@ from datasets.exceptions import DatasetGenerationError
 
 from .builtin.emoji import load_emoji_corpus
 from .builtin.emoji_tasks import (
-    load_proof_entailment,
-    load_proof_grounding,
-    load_proof_questions,
-    load_proof_reasoning,
-    load_proof_retrieval,
+    load_emoji_entailment,
+    load_emoji_grounding,
+    load_emoji_questions,
+    load_emoji_reasoning,
+    load_emoji_retrieval,
 )
 from .builtin.small_images import load_digits, load_fashion_mnist
 
@@ -31,11 +31,11 @@ BUILT_IN = {
     "emoji": load_emoji_corpus,
     "digits": load_digits,
     "fashion_mnist": load_fashion_mnist,
-    "emoji_retrieval": load_proof_retrieval,
-    "emoji_questions": load_proof_questions,
-    "emoji_reasoning": load_proof_reasoning,
-    "emoji_entailment": load_proof_entailment,
-    "emoji_grounding": load_proof_grounding,
+    "emoji_retrieval": load_emoji_retrieval,
+    "emoji_questions": load_emoji_questions,
+    "emoji_reasoning": load_emoji_reasoning,
+    "emoji_entailment": load_emoji_entailment,
+    "emoji_grounding": load_emoji_grounding,
 }
 
 _UNREADABLE = (DatasetGenerationError, pyarrow.ArrowException, tarfile.TarError, EOFError, UnicodeDecodeError)

@@ -30,11 +30,19 @@ from .explain import heat_maps, to_image_size
 
 @dataclass
 class Grounding:
-    """box: (4,) x, y, width, height in pixels; score: its heat; heat_map: (rows, columns) of patches."""
+    """The box that was found for an expression.
+
+    Args:
+        box: (4,) x, y, width, height in pixels.
+        score: its heat.
+        heat_map: (rows, columns) of patches.
+        image_size: width and height of the image in pixels.
+    """
 
     box: np.ndarray
     score: float
     heat_map: np.ndarray
+    image_size: tuple[int, int]
 
 
 @dataclass
@@ -116,13 +124,32 @@ class AlbefGrounder:
             proposals = hottest_region(heat, height, width, self.threshold)[None]
         scores = score_proposals(full, proposals, self.exponent)
         best = int(scores.argmax())
-        return Grounding(box=proposals[best], score=float(scores[best]), heat_map=heat.numpy())
+        return Grounding(proposals[best], float(scores[best]), heat.numpy(), (width, height))
 
 
-def evaluate_grounding(
-    grounder: AlbefGrounder, samples: Sequence[GroundingSample], batch_size: int = 32, threshold: float = 0.5
+def find_boxes(
+    grounder: AlbefGrounder, samples: Sequence[GroundingSample], batch_size: int = 32, name: str = "grounding"
+) -> list[Grounding]:
+    """The box of every sample, in order, a batch at a time. `name` stands beside the progress bar.
+
+    Raises:
+        ValueError: a proposal outside its image.
+    """
+    groundings: list[Grounding] = []
+    for start in tqdm(range(0, len(samples), batch_size), desc=name, disable=None, leave=False):
+        groundings += grounder.ground(samples[start : start + batch_size])
+    return groundings
+
+
+def score_boxes(
+    groundings: Sequence[Grounding], samples: Sequence[GroundingSample], threshold: float = 0.5
 ) -> dict[str, float]:
-    """Accuracy beside what no model reaches: a proposal at random, and the one in the middle.
+    """Accuracy of boxes that have been found, beside what no model reaches: a proposal at random, and the one in the
+    middle.
+
+    Args:
+        groundings: the boxes found, one a sample.
+        threshold: the intersection over union that makes a box right.
 
     Returns: `accuracy`, `centre_box_accuracy`, and where every sample has proposals `random_box_accuracy` and
         `best_proposal_accuracy`, the highest accuracy these proposals allow.
@@ -130,22 +157,17 @@ def evaluate_grounding(
     Raises:
         ValueError: no samples, a sample without its box, or a box outside its image.
     """
-    if not len(samples):
-        raise ValueError("grounding needs samples, got none")
-    found, centres = [], []
-    for start in tqdm(range(0, len(samples), batch_size), desc="grounding", disable=None, leave=False):
-        batch = samples[start : start + batch_size]
-        for row, sample in enumerate(batch, start=start):
-            width, height = decode_image(sample.image).size
-            if sample.box is None:
-                raise ValueError(f"sample {row} ({sample.expression!r}) has no box to compare with")
-            check_box(sample.box, width, height, f"sample {row} ({sample.expression!r})")
-            centres.append(centre_box(width, height, np.asarray(sample.proposals, dtype=np.float64)))
-        found += [each.box for each in grounder.ground(batch)]
+    check_references(samples)
+    centers = []
+    for row, (grounding, sample) in enumerate(zip(groundings, samples, strict=True)):
+        width, height = grounding.image_size
+        assert sample.box is not None
+        check_box(sample.box, width, height, f"sample {row} ({sample.expression!r})")
+        centers.append(centre_box(width, height, np.asarray(sample.proposals, dtype=np.float64)))
     references = np.array([sample.box for sample in samples], dtype=np.float64)
     metrics = {
-        "accuracy": grounding_accuracy(np.array(found), references, threshold),
-        "centre_box_accuracy": grounding_accuracy(np.array(centres), references, threshold),
+        "accuracy": grounding_accuracy(np.array([each.box for each in groundings]), references, threshold),
+        "centre_box_accuracy": grounding_accuracy(np.array(centers), references, threshold),
     }
     if all(len(sample.proposals) for sample in samples):
         proposals = [np.asarray(sample.proposals, dtype=np.float64) for sample in samples]
@@ -156,3 +178,26 @@ def evaluate_grounding(
         ]
         metrics["best_proposal_accuracy"] = grounding_accuracy(np.array(best), references, threshold)
     return metrics
+
+
+def check_references(samples: Sequence[GroundingSample]) -> None:
+    """Raises:
+    ValueError: no samples, or one without its box (names its row).
+    """
+    if not len(samples):
+        raise ValueError("grounding needs samples, got none")
+    for row, sample in enumerate(samples):
+        if sample.box is None:
+            raise ValueError(f"sample {row} ({sample.expression!r}) has no box to compare with")
+
+
+def evaluate_grounding(
+    grounder: AlbefGrounder, samples: Sequence[GroundingSample], batch_size: int = 32, threshold: float = 0.5
+) -> dict[str, float]:
+    """Find the box of every sample (`find_boxes`) and score them (`score_boxes`, which says what is returned).
+
+    Raises:
+        ValueError: no samples, a sample without its box, or a box or proposal outside its image.
+    """
+    check_references(samples)  # before the long part
+    return score_boxes(find_boxes(grounder, samples, batch_size), samples, threshold)

@@ -1,1 +1,36 @@
-"""The downstream tasks, a file each."""
+"""The downstream tasks, a file each. CONTRIBUTING.md shows how to add one."""
+
+import difflib
+from collections.abc import Sequence
+
+from .grounding import Grounding
+from .question_answering import QuestionAnswering
+from .retrieval import Retrieval
+from .task import Task
+from .text_assignment import TextAssignment
+from .visual_entailment import VisualEntailment
+from .visual_reasoning import VisualReasoning
+
+_CLASSES: tuple[type[Task], ...] = (
+    Retrieval,
+    QuestionAnswering,
+    VisualReasoning,
+    VisualEntailment,
+    TextAssignment,
+    Grounding,
+)
+TASKS: dict[str, type[Task]] = {task.name: task for task in _CLASSES}
+
+
+def task_named(name: str, allowed: Sequence[type[Task]] = _CLASSES) -> type[Task]:
+    """The task of this name.
+
+    Raises:
+        ValueError: there is none among those allowed; names the nearest.
+    """
+    known = {task.name: task for task in allowed}
+    if name not in known:
+        nearest = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"there are: {', '.join(known)}"
+        raise ValueError(f"unknown task {name!r}; {hint}")
+    return known[name]

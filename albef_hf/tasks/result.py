@@ -1,6 +1,5 @@
-"""How a task is measured, and what came out."""
+"""What a task is told, and what its evaluation gives."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,48 +7,49 @@ from accelerate import Accelerator
 
 from ..data.arguments import DataArguments
 from ..data.retrieval import RetrievalData
-from ..evaluation.grounding import Grounding
 from ..evaluation.protocols import RetrievalProtocol
 from ..evaluation.retrieval import RetrievalResult
 
 
 @dataclass
 class TaskSettings:
-    """How to measure.
+    """How a task makes its samples and how it is measured. A task reads the fields that concern it.
 
     Args:
-        data: `max_image_pixels` and `workers` are used.
-        accelerator: knows the ranks and the device; without one this process does everything where the model is.
-        batch_size: rows at a time.
-        k: candidates that retrieval re-ranks.
-        protocol: of retrieval, in place of k and the picture size.
-        answers: what question answering may answer.
+        data: `augmentation_options`, `max_image_pixels` and `workers` are used.
+        accelerator: knows the ranks; without one this process measures every row itself.
+        evaluation_batch_size: rows at a time when nothing trains.
+        fixed_length: captions are padded to the full length in training, so that ranks agree on it.
+        rerank: candidates of each query that retrieval re-ranks by matching.
+        protocol: of retrieval; it sets the picture size and the number of candidates itself.
+        answer_list: file with the answers that question answering may give; those of the training data if left out.
         ranked_answers: how many of them it scores in full.
     """
 
-    data: DataArguments
+    data: DataArguments = field(default_factory=DataArguments)
     accelerator: Accelerator | None = None
-    batch_size: int = 64
-    k: int = 0
+    evaluation_batch_size: int = 64
+    fixed_length: bool = False
+    rerank: int = 0
     protocol: RetrievalProtocol | None = None
-    answers: Sequence[str] = ()
+    answer_list: str | None = None
     ranked_answers: int = 128
 
 
 @dataclass
 class TaskResult:
-    """What an evaluation found.
+    """What the evaluation of a task on one data set gives.
 
     Args:
-        name: of the evaluated data.
-        samples: how many rows.
-        metrics: fractions by name; empty where the rows hold no right answers.
-        baselines: what needs no model reaches in the metric that matters most, by name.
-        predictions: one a row, in the form in which the task's server takes them; see `predictions.py`.
-        details: tables: `confusion` (rows are true classes), `labels`, `accuracy_per_question_type` ...
+        name: of the data set.
+        samples: how many rows were measured.
+        metrics: fractions in 0 .. 1 by name; empty where the rows hold no right answers.
+        baselines: what needs no model reaches in the metric that chooses, by name.
+        predictions: one a row, as `Task.write_predictions` takes them.
+        details: tables for `results.json` and the report, such as `confusion`.
         correct: one a row, how right the prediction was, in 0 .. 1; empty where that is not known.
-        retrieval, retrieval_data: of retrieval, which has its own tables.
-        groundings: of grounding, one a row.
+        extras: one a row, whatever else `Task.example` shows of it; empty for nothing.
+        retrieval, retrieval_data: a retrieval and its images and texts, for the table and the gallery of the report.
     """
 
     name: str
@@ -59,6 +59,6 @@ class TaskResult:
     predictions: list[dict[str, Any]] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
     correct: list[float] = field(default_factory=list)
+    extras: list[Any] = field(default_factory=list)
     retrieval: RetrievalResult | None = None
     retrieval_data: RetrievalData | None = None
-    groundings: list[Grounding] = field(default_factory=list)

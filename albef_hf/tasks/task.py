@@ -1,367 +1,293 @@
-"""A model of a downstream task on rows it has not seen: predictions, metrics, and what needs no model reaches.
+"""What a downstream task is: one class with all that is its own. CONTRIBUTING.md shows how to add one."""
 
-Everything runs in the dtype of the model's weights. Ranks share the rows; every rank gets the whole result.
-"""
-
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import json
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
-from accelerate.utils import gather_object
-from torch import nn
-from tqdm import tqdm
 
-from ..data.retrieval import gallery
-from ..evaluation.answers import answer_accuracy, answer_metrics
-from ..evaluation.boxes import intersection_over_union
-from ..evaluation.classification import classification_metrics, majority
-from ..evaluation.grounding import AlbefGrounder, Grounding, GroundingSample, evaluate_grounding
-from ..evaluation.recall import CUTOFFS
-from ..evaluation.retrieval import RERANKED, check_candidates, evaluate_retrieval
-from ..modeling_albef_assignment import AlbefForTextAssignment
-from ..modeling_albef_classification import AlbefForVisualEntailment, AlbefForVisualReasoning
+from ..data.augmentation import build_augmentation
+from ..data.images import BadImage, decode_image
+from ..data.sources import BUILT_IN, check_keys, load_columns
 from ..modeling_albef_loading import AlbefPreTrainedModel
-from ..modeling_albef_question_answering import AlbefForQuestionAnswering
-from ..modeling_albef_retrieval import AlbefForImageTextRetrieval
 from ..processing_albef import AlbefProcessor
-from .batches import RETRIEVAL_TOKENS, evaluation_batches, tokenize_answers
+from ..reporting.html import Example, example_section
+from ..reporting.model_card import CardText
+from ..reporting.report import GALLERY_SEED
 from .result import TaskResult, TaskSettings
-from .rows import answers_of, label_number
-
-ANSWERS_KEPT = 5
+from .rows import complete_paths
 
 
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
+class Task:
+    """A downstream task: its columns, samples, batches, figures, predictions, report and card.
 
+    A subclass sets the attributes without a value and overrides `prepare` and `measure`; of the rest, only that in
+    which it differs from what stands here.
 
-def _predict(
-    task: str,
-    processor: AlbefProcessor,
-    rows: datasets.Dataset,
-    settings: TaskSettings,
-    name: str,
-    predict: Callable[[dict[str, torch.Tensor]], list[Any]],
-) -> list[Any]:
-    """`predict` of every row, in order. Each rank does every so many-th row."""
-    place, ranks = 0, 1
-    if settings.accelerator is not None:
-        place, ranks = settings.accelerator.process_index, settings.accelerator.num_processes
-    mine = range(place, len(rows), ranks)
-    label = name if ranks == 1 else f"{name} (every row {ranks} n + {place})"
-    batches = evaluation_batches(
-        task, rows.select(mine), processor, settings.data, batch_size=settings.batch_size, name=label
-    )
-    found: list[Any] = []
-    with torch.inference_mode(), tqdm(total=len(mine), desc=name, disable=None, leave=False) as bar:
-        for batch in batches:
-            made = predict(batch)
-            found += made
-            bar.update(len(made))
-    together = gather_object(list(zip(mine, found, strict=True)))
-    return [value for _, value in sorted(together, key=lambda pair: pair[0])]
+    Attributes:
+        name: `task` of a configuration.
+        model_class: what is trained and measured. `forward` takes what `collate` makes; its output has `loss`.
+        metric: the entry of `TaskResult.metrics` that chooses the weights; the larger, the better.
+        needed, optional: our column -> its name in the publication's JSON lists. In the tasks' own code a row has
+            our names; optional columns may be missing.
+        image_columns: those that hold a picture or a list of pictures.
+        crop: least and most share of the picture's area that a training sample shows; None for the whole picture.
+        max_tokens: texts are cut after so many tokens; 512 cuts none, as published where a task says nothing else.
+        uses_protocol: can it be measured by a retrieval protocol?
+        description: of the card, after "fine-tuned for NAME.".
+        pipeline_tag: of the card, for the Hub; None where it knows no such task.
+        usage: lines of code for the card. `picture`, `model` and `processor` are at hand, and torch is imported.
+        examples_shown: how many rows the report shows.
+        examples_caption: what stands above them.
 
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Question answering
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def measure_answers(
-    model: AlbefForQuestionAnswering,
-    processor: AlbefProcessor,
-    rows: datasets.Dataset,
-    settings: TaskSettings,
-    name: str = "questions",
-) -> TaskResult:
-    """VQA accuracy of the answers ranked highest; without answers in the rows, predictions alone.
-
-    Raises:
-        ValueError: there is nothing to answer with.
+    Args:
+        processor: belongs to the model.
+        settings: see `TaskSettings`.
     """
-    answers = list(settings.answers)
-    if not answers:
-        raise ValueError("question answering ranks a list of answers: set answer_list")
-    device = _device(model)
-    candidates = {name: tensor.to(device) for name, tensor in tokenize_answers(processor, answers).items()}
 
-    def predict(batch: dict[str, torch.Tensor]) -> list[Any]:
-        ranking = model.rank_answers(
-            batch["input_ids"].to(device),
-            batch["pixel_values"].to(device),
-            batch["attention_mask"].to(device),
-            candidate_input_ids=candidates["input_ids"],
-            candidate_attention_mask=candidates["attention_mask"],
-            k=settings.ranked_answers,
-        )
-        assert ranking.answer_ids is not None and ranking.probabilities is not None
-        best, probabilities = (
-            values[:, :ANSWERS_KEPT].tolist() for values in (ranking.answer_ids, ranking.probabilities)
-        )
-        return [
-            [(answers[number], probability) for number, probability in zip(*row, strict=True)]
-            for row in zip(best, probabilities, strict=True)
-        ]
-
-    ranked = _predict("question_answering", processor, rows, settings, name, predict)
-    given = [row[0][0] for row in ranked]
-    identifiers = rows["question_id"] if "question_id" in rows.column_names else range(len(rows))
-    predictions = [
-        {"question_id": identifier, "answer": answer, "ranked": row}
-        for identifier, answer, row in zip(identifiers, given, ranked, strict=True)
-    ]
-    result = TaskResult(name, len(rows), {}, predictions=predictions)
-    if "answers" not in rows.column_names:
-        return result
-    references = [answers_of(row) for row in rows.select_columns(["answers"])]
-    kinds = {
-        key: list(rows[column])
-        for key, column in (("question_types", "question_type"), ("answer_types", "answer_type"))
-        if column in rows.column_names
-    }
-    found = answer_metrics(given, references, **kinds)
-    result.metrics = {key: value for key, value in found.items() if isinstance(value, float)}
-    result.details = {key: value for key, value in found.items() if not isinstance(value, float)}
-    result.correct = [answer_accuracy(answer, right) for answer, right in zip(given, references, strict=True)]
-    one = majority([majority(right) for right in references])
-    result.baselines["most frequent answer"] = float(answer_metrics([str(one)] * len(rows), references)["accuracy"])  # type: ignore[arg-type]
-    if "question_types" in kinds:
-        of_kind: dict[str, list[Any]] = {}
-        for kind, right in zip(kinds["question_types"], references, strict=True):
-            of_kind.setdefault(kind, []).append(majority(right))
-        guesses = [str(majority(of_kind[kind])) for kind in kinds["question_types"]]
-        result.baselines["most frequent answer of a question's type"] = float(
-            answer_metrics(guesses, references)["accuracy"]  # type: ignore[arg-type]
-        )
-    return result
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Classes
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _classified(
-    name: str, predicted: Sequence[int], references: Sequence[int], classes: Sequence[str], rows: list[dict[str, Any]]
-) -> TaskResult:
-    found = classification_metrics(predicted, references, classes)
-    frequent = np.bincount(references).max() / len(references)
-    return TaskResult(
-        name,
-        len(references),
-        {"accuracy": found["accuracy"]},
-        {"most frequent class": float(frequent)},
-        rows,
-        {"labels": list(classes), "confusion": found["confusion"], "accuracy_per_class": found["accuracy_per_class"]},
-        [float(a == b) for a, b in zip(predicted, references, strict=True)],
+    name: str
+    model_class: type[AlbefPreTrainedModel]
+    metric = "accuracy"
+    needed: Mapping[str, str]
+    optional: Mapping[str, str] = {}
+    image_columns: Sequence[str] = ("image",)
+    crop: tuple[float, float] | None = (0.5, 1.0)
+    max_tokens = 512
+    uses_protocol = False
+    description: str
+    pipeline_tag: str | None = None
+    usage: Sequence[str]
+    examples_shown = 12
+    examples_caption = (
+        "Drawn at random with a fixed seed, not chosen by their outcome. ✓ marks what is right, ✗ what is wrong."
     )
 
+    def __init__(self, processor: AlbefProcessor, settings: TaskSettings | None = None) -> None:
+        self.processor, self.settings = processor, settings or TaskSettings()
+        sizes = (processor.image_size, processor.image_mean, processor.image_std)
+        options = {"scale": self.crop} | self.settings.data.augmentation_options
+        self.training_augmentation = build_augmentation("albef", *sizes, **options)
+        self.evaluation_augmentation = build_augmentation("none", *sizes)
 
-def _measure_classes(
-    task: str, model: Any, processor: AlbefProcessor, rows: datasets.Dataset, settings: TaskSettings, name: str
-) -> TaskResult:
-    device = _device(model)
+    # -- rows ---------------------------------------------------------------------------------------------------------
 
-    def predict(batch: dict[str, torch.Tensor]) -> list[Any]:
-        inputs = {key: batch[key].to(device) for key in ("input_ids", "attention_mask", "pixel_values")}
-        return model(**inputs).logits.softmax(1).tolist()
+    @classmethod
+    def load(
+        cls,
+        dataset: str,
+        *,
+        columns: Mapping[str, Any] | None = None,
+        split: str = "train",
+        revision: str | None = None,
+        image_root: str | Path | None = None,
+        image_suffix: str = "",
+        options: dict[str, Any] | None = None,
+    ) -> datasets.Dataset:
+        """Any data set as rows of the task, pictures undecoded.
 
-    probabilities = _predict(task, processor, rows, settings, name, predict)
-    predicted = [int(np.argmax(row)) for row in probabilities]
-    references = [label_number(task, value) for value in rows["label"]]
-    identifiers = rows["identifier"] if "identifier" in rows.column_names else range(len(rows))
-    listed = [
-        {"identifier": identifier, "prediction": model.classes[number], "probabilities": row}
-        for identifier, number, row in zip(identifiers, predicted, probabilities, strict=True)
-    ]
-    return _classified(name, predicted, references, model.classes, listed)
+        Args:
+            dataset, split, revision, options: as in `albef_hf.data.sources.load_corpus`.
+            columns: our column -> its name in the data set; the publication's names where left out, optional ones
+                where they are there.
+            image_root: folder that relative picture paths start from; that of the list where left out.
+            image_suffix: what to append to a path: the publication's lists of SNLI-VE hold numbers (".jpg").
+
+        Returns: columns named as in `needed` and `optional`.
+
+        Raises:
+            ValueError: a column that is unknown or missing, with the nearest there is.
+        """
+        needed, optional = cls.source_columns(dataset, dict(columns or {}))
+        rows = load_columns(dataset, needed, optional, split=split, revision=revision, options=options)
+        root = Path(image_root) if image_root is not None else Path(dataset).expanduser().parent
+        return complete_paths(cls.complete_rows(rows, dataset), cls.image_columns, root, image_suffix)
+
+    @classmethod
+    def source_columns(cls, dataset: str, given: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
+        """Columns that must be there and columns that may, each as our name -> its name in the data set.
+
+        Args:
+            given: the names that a configuration gives. An optional column that is given must be there.
+        """
+        check_keys(given, [*cls.needed, *cls.optional], f"columns of {cls.name}")
+        own_names = dataset in BUILT_IN  # built-in data has our names
+        defaults = {ours: ours if own_names else theirs for ours, theirs in {**cls.needed, **cls.optional}.items()}
+        must = {ours: str(given.get(ours, defaults[ours])) for ours in (*cls.needed, *given)}
+        return must, {ours: defaults[ours] for ours in cls.optional if ours not in given}
+
+    @classmethod
+    def complete_rows(cls, rows: datasets.Dataset, dataset: str) -> datasets.Dataset:
+        """Add columns that follow from others. Called while picture paths are still those of the data set."""
+        return rows
+
+    def check_rows(self, rows: datasets.Dataset, name: str, chooses: bool) -> None:
+        """Can these rows be measured? Asked before anything trains.
+
+        Args:
+            name: what to call the rows in the error.
+            chooses: their figure is to choose the weights.
+
+        Raises:
+            ValueError: they cannot; says what to do.
+        """
+
+    # -- samples and batches ------------------------------------------------------------------------------------------
+
+    def prepare(self, row: Mapping[str, Any], generator: np.random.Generator, training: bool) -> dict[str, Any]:
+        """A row as a sample: `pixel_values` (from `pixels`), `text`, and what else `collate` needs.
+
+        Args:
+            generator: every random choice comes from it.
+            training: with augmentation, and with what only the loss needs.
+
+        Raises:
+            BadImage: the row cannot be used; says why, beginning with the column. In training the row is replaced and
+                counted, in evaluation it is an error that names the row.
+        """
+        raise NotImplementedError
+
+    def pixels(
+        self, value: Any, generator: np.random.Generator, training: bool, column: str = "image"
+    ) -> torch.Tensor:
+        """A picture of a row as a tensor (3, image_size, image_size).
+
+        Raises:
+            BadImage: it cannot be read.
+        """
+        augment = self.training_augmentation if training else self.evaluation_augmentation
+        try:
+            return augment(decode_image(value, self.settings.data.max_image_pixels), generator)
+        except BadImage as problem:
+            raise BadImage(f"{column}: {problem.reason}") from problem
+
+    def text(self, row: Mapping[str, Any], column: str) -> str:
+        """A text of a row.
+
+        Raises:
+            BadImage: there are no words in it.
+        """
+        value = row[column]
+        if not isinstance(value, str) or not self.processor.clean_caption(value):
+            raise BadImage(f"{column}: no words in {value!r}")
+        return value
+
+    def tokenize(self, texts: Sequence[str], training: bool) -> Mapping[str, torch.Tensor]:
+        """`input_ids` and `attention_mask` (texts, tokens)."""
+        return self.processor.tokenize_captions(texts, self.max_tokens)
+
+    def collate(self, samples: Sequence[Mapping[str, Any]], training: bool) -> dict[str, torch.Tensor]:
+        """Samples as a batch, the arguments of the model's `forward`: `pixel_values` (samples, ...), `input_ids` and
+        `attention_mask` (samples, tokens). Tasks add what their loss needs."""
+        tokens = self.tokenize([sample["text"] for sample in samples], training)
+        return {
+            "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
+            "input_ids": tokens["input_ids"],
+            "attention_mask": tokens["attention_mask"],
+        }
+
+    # -- what is kept beside the weights ------------------------------------------------------------------------------
+
+    def prepare_training(self, parts: Mapping[str, datasets.Dataset]) -> None:
+        """Called once before training, with the rows to train on by the name of their data set."""
+
+    def saved_files(self) -> dict[str, str]:
+        """Files that the model folder needs besides the model and its processor: name -> text."""
+        return {}
+
+    def read_saved(self, model_path: str) -> None:
+        """Take up what `saved_files` wrote, before a saved model is measured.
+
+        Raises:
+            ValueError: something is missing; says what to do.
+        """
+
+    # -- figures ------------------------------------------------------------------------------------------------------
+
+    def measure(self, model: Any, rows: datasets.Dataset, name: str) -> TaskResult:
+        """Predict every row and compare. Called on all ranks, with the model in evaluation mode; every rank gets the
+        whole result. `batches.predict_rows` shares the rows among the ranks.
+
+        Raises:
+            ValueError: a row that cannot be used or compared.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def metric_names(cls) -> list[str]:
+        """The metrics that can choose weights (`chosen_by`)."""
+        return [cls.metric]
+
+    def write_predictions(self, result: TaskResult, folder: Path) -> None:
+        """Write what the model said into a folder that is there, under `result.name`, in the form in which the task's
+        server or scorer takes it. Here: NAME.jsonl, one object a row, where there are predictions."""
+        if result.predictions:
+            write_json_lines(folder / f"{result.name}.jsonl", result.predictions)
+
+    # -- report and card ----------------------------------------------------------------------------------------------
+
+    def example(self, result: TaskResult, row: int, data: Mapping[str, Any]) -> Example | None:
+        """A row for the report: its pictures, its text, and lines that say what the model made of it; None for a task
+        that shows none.
+
+        Args:
+            row: its number, in `result` too.
+            data: the row itself.
+        """
+        return None
+
+    def tables(self, result: TaskResult) -> list[str]:
+        """Sections of the report about one test, before its examples: finished HTML, as `reporting.html` makes it."""
+        return []
+
+    def sections(
+        self, results: Mapping[str, TaskResult], rows: Mapping[str, datasets.Dataset], model: Any
+    ) -> list[str]:
+        """What the report says of the tests after the table of figures: the tables and the examples of each.
+
+        Args:
+            results, rows: of each test, by its name.
+            model: with the weights that `results` are of.
+        """
+        sections: list[str] = []
+        for name, result in results.items():
+            drawn = drawn_rows(len(rows[name]), self.examples_shown)
+            examples = [self.example(result, row, rows[name][row]) for row in drawn]
+            shown = [example for example in examples if example is not None]
+            sections += self.tables(result)
+            if shown:
+                sections.append(example_section(f"Examples: {name}", self.examples_caption, shown))
+        return sections
+
+    @classmethod
+    def card(cls, results: Mapping[str, TaskResult]) -> CardText:
+        """The text for the model card, with the figures of the tests by name."""
+        model = cls.model_class.__name__
+        lines = ["| data | metric | value |", "|---|---|---:|"]
+        for name, result in results.items():
+            figures = [*result.metrics.items(), *((f"({key})", value) for key, value in result.baselines.items())]
+            lines += [f"| {name} | {metric} | {value:.2%} |" for metric, value in figures]
+        heading = "## Results\n\nOf the weights that validation chose; in brackets, what needs no model.\n\n"
+        load = [f"model = {model}.from_pretrained(name).eval()", "processor = AlbefProcessor.from_pretrained(name)"]
+        return CardText(
+            f"ALBEF (*Align before Fuse*, Li et al. 2021) fine-tuned for {cls.name.replace('_', ' ')}. "
+            f"{cls.description}",
+            cls.pipeline_tag,
+            [cls.name.replace("_", "-")],
+            [*load, *cls.usage],
+            f"AlbefProcessor, {model}",
+            heading + "\n".join(lines) if results else "",
+        )
 
 
-def measure_reasoning(
-    model: AlbefForVisualReasoning,
-    processor: AlbefProcessor,
-    rows: datasets.Dataset,
-    settings: TaskSettings,
-    name: str = "reasoning",
-) -> TaskResult:
-    """Accuracy of True and False over two images."""
-    return _measure_classes("visual_reasoning", model, processor, rows, settings, name)
+def drawn_rows(count: int, wanted: int) -> list[int]:
+    """So many of `count` row numbers, or all where there are fewer, drawn by a fixed seed, in their order."""
+    return sorted(random.Random(GALLERY_SEED).sample(range(count), min(wanted, count)))
 
 
-def measure_entailment(
-    model: AlbefForVisualEntailment,
-    processor: AlbefProcessor,
-    rows: datasets.Dataset,
-    settings: TaskSettings,
-    name: str = "entailment",
-) -> TaskResult:
-    """Accuracy of contradiction, neutral and entailment."""
-    return _measure_classes("visual_entailment", model, processor, rows, settings, name)
-
-
-def measure_assignment(
-    model: AlbefForTextAssignment,
-    processor: AlbefProcessor,
-    rows: datasets.Dataset,
-    settings: TaskSettings,
-    name: str = "assignment",
-) -> TaskResult:
-    """Accuracy of text assignment: images of a batch are drawn beside each other by numbers that depend on its place
-    alone. Every rank does all rows, since what is drawn depends on the batch."""
-    device = _device(model)
-    generator = torch.Generator().manual_seed(0)
-    predicted: list[int] = []
-    references: list[int] = []
-    options = {"batch_size": settings.batch_size, "name": name}
-    with torch.inference_mode():
-        for batch in evaluation_batches("retrieval", rows, processor, settings.data, **options):  # type: ignore[arg-type]
-            count = len(batch["input_ids"])
-            if count < 3:  # too few to draw others from
-                continue
-            batch["assignment_draws"] = torch.rand(count, 3, generator=generator)
-            output = model(**{key: value.to(device) for key, value in batch.items()})
-            counts = output.labels >= 0
-            predicted += output.logits.argmax(1)[counts].tolist()
-            references += output.labels[counts].tolist()
-    if not references:
-        raise ValueError(f"{name}: text assignment needs three rows or more in a batch, there are {len(rows)} rows")
-    return _classified(name, predicted, references, model.classes, [])
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Retrieval and grounding
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def measure_retrieval(
-    model: AlbefForImageTextRetrieval,
-    processor: AlbefProcessor,
-    rows: datasets.Dataset,
-    settings: TaskSettings,
-    name: str = "retrieval",
-) -> TaskResult:
-    """Recalls in both directions, with k candidates re-ranked by matching, or as a named protocol lays down."""
-    data = gallery(rows, "image_id", name)
-    options: dict[str, Any] = {"batch_size": settings.batch_size, "accelerator": settings.accelerator}
-    options["workers"] = settings.data.workers
-    if settings.protocol is not None:
-        found = settings.protocol.evaluate(model, processor, data, **options)
-    else:
-        found = evaluate_retrieval(model, processor, data, k=settings.k, max_length=RETRIEVAL_TOKENS, **options)
-    last = RERANKED if found.k > 0 else ""
-    metrics = dict(found.metrics)
-    metrics["final_mean_recall"] = found.metrics[f"{last}mean_recall"]
-    return TaskResult(
-        name,
-        len(data.image_groups),
-        metrics,
-        {"random order": found.chance["mean_recall"]},
-        retrieval=found,
-        retrieval_data=data,
-    )
-
-
-class _Found:
-    """Boxes that have been found, handed out again."""
-
-    def __init__(self, groundings: Sequence[Grounding]) -> None:
-        self.left = iter(groundings)
-
-    def ground(self, samples: Sequence[GroundingSample]) -> list[Grounding]:
-        return [next(self.left) for _ in samples]
-
-
-def grounding_samples(rows: datasets.Dataset) -> list[GroundingSample]:
-    """Rows of the grounding task. Pictures stay undecoded."""
-    return [
-        GroundingSample(row["image"], row["expression"], row.get("box"), row.get("proposals") or ()) for row in rows
-    ]
-
-
-def measure_grounding(
-    model: AlbefForImageTextRetrieval,
-    processor: AlbefProcessor,
-    rows: datasets.Dataset,
-    settings: TaskSettings,
-    name: str = "grounding",
-) -> TaskResult:
-    """How often the box with most heat is the right one; beside it the middle one, a random one, the best there is."""
-    samples = grounding_samples(rows)
-    grounder = AlbefGrounder(model, processor)
-    place, ranks = 0, 1
-    if settings.accelerator is not None:
-        place, ranks = settings.accelerator.process_index, settings.accelerator.num_processes
-    mine = range(place, len(samples), ranks)
-    found: list[tuple[int, Grounding]] = []
-    for start in tqdm(range(0, len(mine), settings.batch_size), desc=name, disable=None, leave=False):
-        numbers = mine[start : start + settings.batch_size]
-        found += zip(numbers, grounder.ground([samples[number] for number in numbers]), strict=True)
-    groundings = [value for _, value in sorted(gather_object(found), key=lambda pair: pair[0])]
-    metrics = evaluate_grounding(_Found(groundings), samples, settings.batch_size)  # type: ignore[arg-type]
-    names = {
-        "centre_box_accuracy": "the box in the middle",
-        "random_box_accuracy": "a box at random",
-        "best_proposal_accuracy": "the best proposal, the most there is to reach",
-    }
-    overlaps = [
-        float(intersection_over_union(each.box, np.asarray(sample.box)))
-        for each, sample in zip(groundings, samples, strict=True)
-    ]
-    predictions = [
-        {"row": row, "expression": sample.expression, "box": [round(float(edge), 2) for edge in each.box]}
-        for row, (sample, each) in enumerate(zip(samples, groundings, strict=True))
-    ]
-    return TaskResult(
-        name,
-        len(samples),
-        {"accuracy": metrics.pop("accuracy")},
-        {names[key]: value for key, value in metrics.items()},
-        predictions,
-        correct=[float(overlap >= 0.5) for overlap in overlaps],
-        groundings=groundings,
-    )
-
-
-def check_rows(task: str, rows: datasets.Dataset, name: str, k: int = 0) -> None:
-    """Can these rows be measured? Asked before anything trains.
-
-    Raises:
-        ValueError: boxes are missing, or more candidates are to be re-ranked than there are.
-    """
-    if task == "grounding" and "box" not in rows.column_names:
-        raise ValueError(f"{name} has no boxes to compare with: say which column with columns: {{box: ...}}")
-    if task == "retrieval":
-        data = gallery(rows, "image_id", name)
-        check_candidates(k, len(data.image_groups), len(data.texts))
-
-
-def metric_names(task: str) -> list[str]:
-    """The metrics that can choose weights."""
-    if task != "retrieval":
-        return [TASK_KINDS[task].metric]
-    directions = [f"{direction}_r{cutoff}" for direction in ("image_to_text", "text_to_image") for cutoff in CUTOFFS]
-    names = [*directions, "mean_recall"]
-    return ["final_mean_recall", *names, *(RERANKED + name for name in names)]
-
-
-@dataclass(frozen=True)
-class TaskKind:
-    """A task: its model, the form of its rows (`data.tasks.TASKS`), how it is measured, and which metric matters."""
-
-    model: type[AlbefPreTrainedModel]
-    rows: str
-    measure: Callable[..., TaskResult]
-    metric: str
-
-
-TASK_KINDS: Mapping[str, TaskKind] = {
-    "retrieval": TaskKind(AlbefForImageTextRetrieval, "retrieval", measure_retrieval, "final_mean_recall"),
-    "question_answering": TaskKind(AlbefForQuestionAnswering, "question_answering", measure_answers, "accuracy"),
-    "visual_reasoning": TaskKind(AlbefForVisualReasoning, "visual_reasoning", measure_reasoning, "accuracy"),
-    "visual_entailment": TaskKind(AlbefForVisualEntailment, "visual_entailment", measure_entailment, "accuracy"),
-    "text_assignment": TaskKind(AlbefForTextAssignment, "retrieval", measure_assignment, "accuracy"),
-    "grounding": TaskKind(AlbefForImageTextRetrieval, "grounding", measure_grounding, "accuracy"),
-}
+def write_json_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """One JSON object a line."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -3,20 +3,18 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import datasets
 
 from ..data.arguments import DataArguments
 from ..data.sources import check_keys
-from ..tasks.rows import load_karpathy, load_task
+from ..tasks import TASKS
+from ..tasks.task import Task
 from .arguments import GROUPS
 
 # What describes a data set of a task: an entry of `mixture`, `validation`, and each of `tests`.
 ENTRY_KEYS = ("dataset", "options", "split", "revision", "columns", "image_root", "image_suffix")
-
-KARPATHY_LISTS = ("dataset_coco.json", "dataset_flickr30k.json")
 
 # Arguments of pre-training that the data of a task does not have; (what to use instead).
 _NOT_OF_TASKS = {
@@ -37,12 +35,7 @@ _NOT_OF_TASKS = {
 
 @dataclass
 class TaskArguments:
-    task: str = field(
-        default="retrieval",
-        metadata={
-            "help": "retrieval, question_answering, visual_reasoning, visual_entailment, text_assignment or grounding"
-        },
-    )
+    task: str = field(default="retrieval", metadata={"help": f"one of {', '.join(TASKS)}"})
     columns: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "column of the task -> its name in the data set; see docs"}
     )
@@ -65,28 +58,23 @@ class TaskArguments:
 TASK_GROUPS = (*GROUPS, TaskArguments)
 
 
-def _entry(data: DataArguments, task: TaskArguments, changes: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Arguments of `load_task`: those of training, changed."""
+def _entry(
+    data: DataArguments, task_arguments: TaskArguments, changes: Mapping[str, Any], where: str
+) -> dict[str, Any]:
+    """Arguments of `Task.load`: those of training, changed."""
     check_keys(changes, (*ENTRY_KEYS, "weight"), where)
-    alone = {
+    training = {
         "dataset": data.dataset,
         "options": data.dataset_options,
         "split": data.split,
         "revision": data.revision,
-        "columns": task.columns,
+        "columns": task_arguments.columns,
         "image_root": data.image_root,
-        "image_suffix": task.image_suffix,
+        "image_suffix": task_arguments.image_suffix,
     }
     if "dataset" in changes and changes["dataset"] != data.dataset and "options" not in changes:
-        alone["options"] = {}  # another loader has other options
-    return alone | {key: value for key, value in changes.items() if key != "weight"}
-
-
-def _load(kind: str, entry: dict[str, Any]) -> datasets.Dataset:
-    """Rows of a task; COCO and Flickr30K also from Karpathy's lists, which are told by their names."""
-    if kind == "retrieval" and Path(entry["dataset"]).name in KARPATHY_LISTS:
-        return load_karpathy(entry["dataset"], entry["split"], entry["image_root"])
-    return load_task(kind, **entry)
+        training["options"] = {}  # another loader has other options
+    return training | {key: value for key, value in changes.items() if key != "weight"}
 
 
 def check_task_data(data: DataArguments) -> None:
@@ -100,7 +88,7 @@ def check_task_data(data: DataArguments) -> None:
 
 
 def load_training_parts(
-    data: DataArguments, task: TaskArguments, kind: str
+    task: type[Task], data: DataArguments, task_arguments: TaskArguments
 ) -> tuple[dict[str, datasets.Dataset], list[float] | None]:
     """The data sets to train on by name, and their weights where the mixture has them."""
     entries = data.mixture or [{}]
@@ -109,16 +97,16 @@ def load_training_parts(
         raise ValueError("mixture: give every data set a weight, or none")
     parts = {}
     for number, changes in enumerate(entries):
-        entry = _entry(data, task, changes, "mixture")
+        entry = _entry(data, task_arguments, changes, "mixture")
         name = entry["dataset"] if entry["dataset"] not in parts else f"{entry['dataset']} ({number})"
-        parts[name] = _load(kind, entry)
+        parts[name] = task.load(**entry)
     return parts, [float(weight) for weight in weights] or None
 
 
 def load_evaluation_rows(
-    data: DataArguments, task: TaskArguments, kind: str, changes: Mapping[str, Any], where: str
+    task: type[Task], data: DataArguments, task_arguments: TaskArguments, changes: Mapping[str, Any], where: str
 ) -> datasets.Dataset:
     """The rows of `validation` or of one of `tests`."""
     if not isinstance(changes, Mapping):
         raise ValueError(f"{where} must say what differs from training, such as {{split: {where}}}, not {changes!r}")
-    return _load(kind, _entry(data, task, changes, where))
+    return task.load(**_entry(data, task_arguments, changes, where))

@@ -22,15 +22,15 @@ from .emoji import PERMISSIVE, load_emoji_corpus
 CELL = 72
 COVER = 24  # the side of what covers a corner
 PARTS = ("train", "test", "validation")
-MINIMUM_SHARE = 0.5  # of the coloured pixels that the dominant colour must hold
+MINIMUM_SHARE = 0.5  # of the colored pixels that the dominant color must hold
 
 # Upper ends of hue in degrees; red is on both sides of 0.
 HUES = ((15, "red"), (42, "orange"), (68, "yellow"), (165, "green"), (255, "blue"), (315, "purple"), (345, "pink"))
 
 
-def colour_name(red: float, green: float, blue: float) -> str:
-    """Channels in 0 .. 1 -> black (value below 0.2), grey or white (saturation below 0.2; white from value 0.9),
-    brown (orange or red hue of a value below 0.65), or the hue's name."""
+def color_name(red: float, green: float, blue: float) -> str:
+    """Channels in 0 .. 1 -> "black" (value below 0.2), "grey" or "white" (saturation below 0.2; white from value 0.9),
+    "brown" (orange or red hue of a value below 0.65), or the hue's name."""
     hue, saturation, value = colorsys.rgb_to_hsv(red, green, blue)
     if value < 0.2:
         return "black"
@@ -40,18 +40,18 @@ def colour_name(red: float, green: float, blue: float) -> str:
     return "brown" if name in ("red", "orange") and value < 0.65 and hue * 360 >= 8 else name
 
 
-_colour_of = functools.lru_cache(maxsize=65536)(colour_name)
+_color_of = functools.lru_cache(maxsize=65536)(color_name)
 
 
-def dominant_colour(image: Image.Image) -> str | None:
-    """The colour of most pixels, white ground left out; None where it holds less than half of them.
+def dominant_color(image: Image.Image) -> str | None:
+    """The color of most pixels, white ground left out; None where it holds less than half of them.
 
     Pixels are counted at 24 x 24, channels in steps of 1/16.
     """
     small = np.asarray(image.convert("RGB").resize((24, 24), Image.Resampling.BOX)) // 16
     counts: dict[str, int] = {}
     for red, green, blue in small.reshape(-1, 3).tolist():
-        name = _colour_of((red + 0.5) / 16, (green + 0.5) / 16, (blue + 0.5) / 16)
+        name = _color_of((red + 0.5) / 16, (green + 0.5) / 16, (blue + 0.5) / 16)
         if name != "white":
             counts[name] = counts.get(name, 0) + 1
     if not counts:
@@ -69,7 +69,7 @@ class Drawing:
     name: str
     group: str | None
     design: str
-    colour: str | None
+    color: str | None
 
 
 def _corpus(
@@ -95,7 +95,7 @@ def _drawings(part: str, designs: Sequence[str], seed: int, groups: bool = False
     for row in corpus:
         image = decode_image(row["image"]).resize((CELL, CELL), Image.Resampling.BICUBIC)
         group = names[row["label"]].replace("_", " ") if groups else None
-        drawings.append(Drawing(image, row["group"], row["name"], group, row["design"], dominant_colour(image)))
+        drawings.append(Drawing(image, row["group"], row["name"], group, row["design"], dominant_color(image)))
     return drawings
 
 
@@ -126,79 +126,88 @@ def _other(generator: np.random.Generator, drawings: Sequence[Drawing], unlike: 
     raise ValueError("too few drawings differ from each other")
 
 
-def load_proof_retrieval(part: str = "train", designs: Sequence[str] = PERMISSIVE, seed: int = 0) -> datasets.Dataset:
+def load_emoji_retrieval(part: str = "train", designs: Sequence[str] = PERMISSIVE, seed: int = 0) -> datasets.Dataset:
     """Retrieval: every drawing with the name and the keywords of its emoji; drawings of one emoji share `image_id`."""
     corpus = _corpus(part, designs, seed, ("name", "keywords"))
     return corpus.select_columns(["image", "captions", "group"]).rename_column("group", "image_id")
 
 
-def load_proof_questions(
+# Type of a question -> how it may be asked. These texts are data, in British spelling.
+QUESTIONS = {
+    "group": ("what kind of thing is it?", "which group does it belong to?"),
+    "colour": ("what colour is it?", "which colour is most of it?"),
+    "design": ("whose design is it?", "who drew it?"),
+}
+
+
+def _answer(drawing: Drawing, question_type: str) -> str | None:
+    return {"group": drawing.group, "colour": drawing.color, "design": drawing.design}[question_type]
+
+
+def load_emoji_questions(
     part: str = "train", size: int = 2000, designs: Sequence[str] = PERMISSIVE, seed: int = 0
 ) -> datasets.Dataset:
-    """Questions about one drawing: its Unicode group, its dominant colour (`dominant_colour`), its design.
+    """Questions about one drawing: its Unicode group, its dominant color (`dominant_color`), its design.
 
     Returns: columns `image`, `question`, `answers` (one, as ten people who agree), `question_type` and `answer_type`
         (group, colour, design), `emoji`.
     """
     drawings = _drawings(part, designs, seed, groups=True)
     generator = random_generator(seed, 10, PARTS.index(part))
+    # With one design there is nothing to ask about it.
+    types = [each for each in QUESTIONS if each != "design" or len(designs) > 1]
     rows = []
     for _ in range(size):
-        kind = _choice(generator, ("group", "colour", "design") if len(designs) > 1 else ("group", "colour"))
-        drawing = _other(generator, drawings, lambda each: getattr(each, kind) is None)  # noqa: B023
-        question = {
-            "group": ("what kind of thing is it?", "which group does it belong to?"),
-            "colour": ("what colour is it?", "which colour is most of it?"),
-            "design": ("whose design is it?", "who drew it?"),
-        }[kind]
+        question_type = _choice(generator, types)
+        drawing = _other(generator, drawings, lambda each: _answer(each, question_type) is None)  # noqa: B023
         rows.append(
             {
                 "image": drawing.image,
-                "question": _choice(generator, question),
-                "answers": [getattr(drawing, kind)] * 10,
-                "question_type": kind,
-                "answer_type": kind,
+                "question": _choice(generator, QUESTIONS[question_type]),
+                "answers": [_answer(drawing, question_type)] * 10,
+                "question_type": question_type,
+                "answer_type": question_type,
                 "emoji": drawing.emoji,
             }
         )
     return _table(rows)
 
 
-def load_proof_reasoning(
+def load_emoji_reasoning(
     part: str = "train", size: int = 2000, designs: Sequence[str] = PERMISSIVE, seed: int = 0
 ) -> datasets.Dataset:
     """A statement about two pictures, true or false with equal chances; neither picture decides it alone.
 
-    Rules, by dominant colour: "both are C"; "only one of them is C"; "the left one is C and the right one is D".
+    Rules, by dominant color: "both are C"; "only one of them is C"; "the left one is C and the right one is D".
     A false statement differs from a true one in one picture.
 
     Returns: columns `images` (two), `sentence`, `label` ("True" or "False"), `rule`.
     """
-    drawings = [each for each in _drawings(part, designs, seed) if each.colour is not None]
-    by_colour: dict[str, list[Drawing]] = {}
+    drawings = [each for each in _drawings(part, designs, seed) if each.color is not None]
+    by_color: dict[str, list[Drawing]] = {}
     for each in drawings:
-        by_colour.setdefault(str(each.colour), []).append(each)
-    colours = sorted(colour for colour, members in by_colour.items() if len(members) >= 5)
+        by_color.setdefault(str(each.color), []).append(each)
+    colors = sorted(color for color, members in by_color.items() if len(members) >= 5)
     generator = random_generator(seed, 11, PARTS.index(part))
     rows = []
     for _ in range(size):
         rule, true = _choice(generator, ("both", "only one", "left and right")), bool(generator.integers(2))
-        colour, second = (colours[i] for i in generator.permutation(len(colours))[:2])
-        right_colour = _choice(generator, by_colour[colour])
-        wrong_colour = _other(generator, drawings, lambda each: each.colour == colour)  # noqa: B023
-        third = _choice(generator, by_colour[colour])
+        color, second = (colors[i] for i in generator.permutation(len(colors))[:2])
+        right_color = _choice(generator, by_color[color])
+        wrong_color = _other(generator, drawings, lambda each: each.color == color)  # noqa: B023
+        third = _choice(generator, by_color[color])
         if rule == "both":
-            sentence, pair = f"both are {colour}", [right_colour, third if true else wrong_colour]
+            sentence, pair = f"both are {color}", [right_color, third if true else wrong_color]
         elif rule == "only one":
-            sentence, pair = f"only one of them is {colour}", [right_colour, wrong_colour if true else third]
+            sentence, pair = f"only one of them is {color}", [right_color, wrong_color if true else third]
         else:
-            sentence = f"the left one is {colour} and the right one is {second}"
-            matching = _choice(generator, by_colour[second])
-            not_second = _other(generator, drawings, lambda each: each.colour == second)  # noqa: B023
+            sentence = f"the left one is {color} and the right one is {second}"
+            matching = _choice(generator, by_color[second])
+            not_second = _other(generator, drawings, lambda each: each.color == second)  # noqa: B023
             pair = (
-                [right_colour, matching]
+                [right_color, matching]
                 if true
-                else _choice(generator, ([wrong_colour, matching], [right_colour, not_second]))
+                else _choice(generator, ([wrong_color, matching], [right_color, not_second]))
             )
         if rule != "left and right" and generator.integers(2):
             pair.reverse()
@@ -206,10 +215,10 @@ def load_proof_reasoning(
     return _table(rows, ("images",))
 
 
-def load_proof_entailment(
+def load_emoji_entailment(
     part: str = "train", size: int = 2000, designs: Sequence[str] = PERMISSIVE, seed: int = 0
 ) -> datasets.Dataset:
-    """Does the picture decide the sentence? One drawing; a grey square may cover a corner and what may be under it.
+    """Does the picture decide the sentence? One drawing; a gray square may cover a corner and what may be under it.
 
     Sentences are "there is A" and "there is no A", A being the name of an emoji. Of the emoji that is drawn the first
     is entailed and the second a contradiction; of another one, in an open picture, it is the other way round; where a
@@ -239,7 +248,7 @@ def load_proof_entailment(
     return _table(rows)
 
 
-def load_proof_grounding(
+def load_emoji_grounding(
     part: str = "train",
     size: int = 2000,
     designs: Sequence[str] = PERMISSIVE,

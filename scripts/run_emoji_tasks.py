@@ -1,6 +1,6 @@
 """Each emoji task from a pre-trained model and from scratch over several seeds, beside what needs no model:
 
-python scripts/run_proof_tasks.py --model runs/emoji/model --seeds 1 2 3
+python scripts/run_emoji_tasks.py --model runs/emoji/model --seeds 1 2 3
 
 Each run is a run folder under `--output_dir`; what has been run is not run again. Figures are of test data, by the
 weights that validation chose; every test of a config has a row. What follows `--` goes to every run:
@@ -26,8 +26,7 @@ TASKS = {
 
 
 def run_task(name: str, model: str, seed: int, folder: Path, flags: list[str]) -> None:
-    script = "finetune_retrieval.py" if name == "emoji_retrieval" else "finetune.py"
-    command = [sys.executable, "-m", "accelerate.commands.launch", str(SCRIPTS / script)]
+    command = [sys.executable, "-m", "accelerate.commands.launch", str(SCRIPTS / "finetune.py")]
     command += [str(SCRIPTS.parent / "configs" / f"{name}.yaml"), "--model_path", model, "--seed", str(seed)]
     subprocess.run([*command, "--output_dir", str(folder), *flags], check=True)
 
@@ -40,26 +39,26 @@ def measure(
     Args:
         starts: what to call a start -> its `model_path`; `null` is from scratch.
     """
-    found: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     for name in names:
         for start, model in starts.items():
             for seed in seeds:
-                place = folder / f"{name}-{start.replace(' ', '_')}-{seed}"
-                if not (place / "results.json").is_file():
-                    run_task(name, model, seed, place, flags)
-                results = json.loads((place / "results.json").read_text(encoding="utf-8"))["tests"]
+                run_folder = folder / f"{name}-{start.replace(' ', '_')}-{seed}"
+                if not (run_folder / "results.json").is_file():
+                    run_task(name, model, seed, run_folder, flags)
+                results = json.loads((run_folder / "results.json").read_text(encoding="utf-8"))["tests"]
                 for test, result in results.items():
-                    row = found.setdefault(f"{name.removeprefix('emoji_')}, {test}", {"starts": {}})
+                    row = figures.setdefault(f"{name.removeprefix('emoji_')}, {test}", {"starts": {}})
                     row["starts"].setdefault(start, []).append(result["chosen"][TASKS[name]])
                     row["baselines"] = result["baselines"]
-    return found
+    return figures
 
 
-def table(found: dict[str, Any]) -> str:
+def table(figures: dict[str, Any]) -> str:
     """Mean and standard deviation over seeds, in percent, as Markdown; baselines are of the test data."""
-    starts = list(dict.fromkeys(start for row in found.values() for start in row["starts"]))
+    starts = list(dict.fromkeys(start for row in figures.values() for start in row["starts"]))
     lines = ["| task, test | " + " | ".join(starts) + " | without a model |", "|---" * (2 + len(starts)) + "|"]
-    for name, row in found.items():
+    for name, row in figures.items():
         cells = []
         for start in starts:
             values = [100 * value for value in row["starts"][start]]
@@ -75,12 +74,12 @@ def main() -> None:
     parser.add_argument("--model", default="runs/emoji/model", help="folder or Hub id of a pre-trained model")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/proof_tasks"))
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/emoji_tasks"))
     parser.add_argument("flags", nargs="*", help="for every run, after --")
-    own = parser.parse_args()
-    starts = {"pre-trained": own.model, "from scratch": "null"}
-    text = table(measure(own.tasks, starts, own.seeds, own.output_dir, own.flags))
-    (own.output_dir / "table.md").write_text(text, encoding="utf-8")
+    arguments = parser.parse_args()
+    starts = {"pre-trained": arguments.model, "from scratch": "null"}
+    text = table(measure(arguments.tasks, starts, arguments.seeds, arguments.output_dir, arguments.flags))
+    (arguments.output_dir / "table.md").write_text(text, encoding="utf-8")
     print(text)
 
 

@@ -1,31 +1,38 @@
-"""Proof tasks: labels follow their rules, parts share no emoji, and the same seed makes the same rows."""
+"""Emoji tasks: labels follow their rules, parts share no emoji, and the same seed makes the same rows."""
 
+import json
+import runpy
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
 from albef_hf.data.builtin import emoji_tasks
-from albef_hf.data.builtin.emoji_tasks import CELL, Drawing, colour_name, dominant_colour
+from albef_hf.data.builtin.emoji_tasks import CELL, Drawing, color_name, dominant_color
 from albef_hf.data.sources import BUILT_IN
 from albef_hf.evaluation.boxes import check_box
 from albef_hf.evaluation.classification import majority_baseline
-from albef_hf.tasks.rows import load_task
+from albef_hf.tasks import TASKS
+from albef_hf.tasks.question_answering import QuestionAnswering
+from albef_hf.training.arguments import parse_arguments
+from albef_hf.training.task_arguments import TASK_GROUPS
 
-COLOURS = ("red", "blue", "yellow")
+ROOT = Path(__file__).parent.parent
+COLORS = ("red", "blue", "yellow")
 
 
 @pytest.fixture
 def drawings(monkeypatch):
-    """Eighteen squares of three colours and two designs in place of the corpus: what they show can be read back."""
+    """Eighteen squares of three colors and two designs in place of the corpus: what they show can be read back."""
 
     def make(part, designs, seed, groups=False):
         return [
             Drawing(
-                Image.new("RGB", (CELL, CELL), colour), f"{part}{colour}{i}", f"{colour} {i}", "things", design, colour
+                Image.new("RGB", (CELL, CELL), color), f"{part}{color}{i}", f"{color} {i}", "things", design, color
             )
-            for colour in COLOURS
+            for color in COLORS
             for i in range(6)
             for design in designs[i % len(designs) : i % len(designs) + 1]
         ]
@@ -34,8 +41,8 @@ def drawings(monkeypatch):
     return make
 
 
-def colour_at(image: Image.Image, x: int, y: int) -> str:
-    return colour_name(*(channel / 255 for channel in image.getpixel((x, y))[:3]))
+def color_at(image: Image.Image, x: int, y: int) -> str:
+    return color_name(*(channel / 255 for channel in image.getpixel((x, y))[:3]))
 
 
 @pytest.mark.parametrize(
@@ -54,30 +61,30 @@ def colour_at(image: Image.Image, x: int, y: int) -> str:
         ((250, 250, 250), "white"),
     ],
 )
-def test_colours_have_names(rgb, name):
-    assert colour_name(*(channel / 255 for channel in rgb)) == name
+def test_colors_have_names(rgb, name):
+    assert color_name(*(channel / 255 for channel in rgb)) == name
 
 
-def test_the_dominant_colour_holds_half_of_what_is_not_white():
+def test_the_dominant_color_holds_half_of_what_is_not_white():
     image = Image.new("RGB", (72, 72), "white")
     draw = ImageDraw.Draw(image)
     draw.rectangle((0, 0, 20, 20), fill=(255, 0, 0))
-    assert dominant_colour(image) == "red"  # however small
+    assert dominant_color(image) == "red"  # however small
     draw.rectangle((30, 0, 71, 71), fill=(0, 0, 255))
-    assert dominant_colour(image) == "blue"
+    assert dominant_color(image) == "blue"
     draw.rectangle((30, 0, 71, 23), fill=(0, 160, 40))
     draw.rectangle((30, 24, 71, 47), fill=(255, 220, 0))
-    assert dominant_colour(image) is None  # three of a third
-    assert dominant_colour(Image.new("RGB", (9, 9), "white")) is None
+    assert dominant_color(image) is None  # three of a third
+    assert dominant_color(Image.new("RGB", (9, 9), "white")) is None
 
 
 def test_statements_about_two_pictures_are_true_or_false_as_labelled(drawings):
-    rows = emoji_tasks.load_proof_reasoning(size=200)
+    rows = emoji_tasks.load_emoji_reasoning(size=200)
     assert {(row["rule"], row["label"]) for row in rows} == {
         (rule, label) for rule in ("both", "only one", "left and right") for label in ("True", "False")
     }
     for row in rows:
-        left, right = (colour_at(image, 5, 5) for image in row["images"])
+        left, right = (color_at(image, 5, 5) for image in row["images"])
         words = row["sentence"].split()
         if row["rule"] == "both":
             truth = left == right == words[-1]
@@ -89,15 +96,15 @@ def test_statements_about_two_pictures_are_true_or_false_as_labelled(drawings):
 
 
 def test_entailment_follows_from_what_is_seen(drawings):
-    rows = emoji_tasks.load_proof_entailment(size=150)
+    rows = emoji_tasks.load_emoji_entailment(size=150)
     sentences: dict[str, set[str]] = {}
     for row in rows:
-        seen = colour_at(row["image"], CELL // 2, CELL // 2)
-        denied, colour = " no " in row["sentence"], row["sentence"].split()[-2]
-        covered = "grey" in [colour_at(row["image"], x, y) for x in (1, CELL - 2) for y in (1, CELL - 2)]
+        seen = color_at(row["image"], CELL // 2, CELL // 2)
+        denied, color = " no " in row["sentence"], row["sentence"].split()[-2]
+        covered = "grey" in [color_at(row["image"], x, y) for x in (1, CELL - 2) for y in (1, CELL - 2)]
         if row["label"] == "neutral":
             assert covered
-        elif colour != seen:  # certainly absent, so the picture is open
+        elif color != seen:  # certainly absent, so the picture is open
             assert not covered and (row["label"] == "entailment") == denied
         sentences.setdefault(f"{denied}", set()).add(row["label"])
     assert all(len(labels) == 3 for labels in sentences.values())
@@ -106,16 +113,16 @@ def test_entailment_follows_from_what_is_seen(drawings):
 
 
 def test_boxes_hold_what_the_expression_names(drawings):
-    rows = emoji_tasks.load_proof_grounding(size=20, objects=5)
+    rows = emoji_tasks.load_emoji_grounding(size=20, objects=5)
     for row in rows:
         assert (
             row["image"].size == (3 * CELL, 3 * CELL) and len(row["proposals"]) == 5 and row["box"] in row["proposals"]
         )
         x, y, width, height = row["box"]
         check_box(row["box"], *row["image"].size, "test")
-        assert colour_at(row["image"], int(x + width / 2), int(y + height / 2)) == row["expression"].split()[0]
+        assert color_at(row["image"], int(x + width / 2), int(y + height / 2)) == row["expression"].split()[0]
     with pytest.raises(ValueError, match="2 x 2 cells has no room for 5"):
-        emoji_tasks.load_proof_grounding(size=1, objects=5, grid=2)
+        emoji_tasks.load_emoji_grounding(size=1, objects=5, grid=2)
 
 
 def test_seeds_and_sizes_are_arguments(drawings):
@@ -142,8 +149,7 @@ def test_seeds_and_sizes_are_arguments(drawings):
 
 def test_the_real_corpus_parts_share_no_emoji_and_load_as_tasks():
     train, test = (
-        load_task("question_answering", "emoji_questions", options={"part": part, "size": 60})
-        for part in ("train", "test")
+        QuestionAnswering.load("emoji_questions", options={"part": part, "size": 60}) for part in ("train", "test")
     )
     assert set(train.column_names) == {"image", "question", "answers", "question_type", "answer_type"}
     answers = {(row["question_type"], row["answers"][0]) for row in train.remove_columns("image")}
@@ -155,10 +161,10 @@ def test_the_real_corpus_parts_share_no_emoji_and_load_as_tasks():
         test["question_type"][:],
     )
     assert 0 < baseline < 0.7  # no kind of question is answered by one word
-    emoji = [set(emoji_tasks.load_proof_retrieval(part)["image_id"]) for part in ("train", "validation", "test")]
+    emoji = [set(emoji_tasks.load_emoji_retrieval(part)["image_id"]) for part in ("train", "validation", "test")]
     assert all(emoji) and sum(map(len, emoji)) == len(set.union(*emoji))
     with pytest.raises(ValueError, match="part must be one of train, test, validation, not 'all'"):
-        emoji_tasks.load_proof_retrieval("all")
+        emoji_tasks.load_emoji_retrieval("all")
 
 
 def test_the_majority_baseline_gives_each_kind_its_own_answer():
@@ -168,3 +174,42 @@ def test_the_majority_baseline_gives_each_kind_its_own_answer():
     assert majority_baseline(train, test, kinds, ["letter", "letter", "sign"]) == pytest.approx(2 / 3)
     with pytest.raises(ValueError, match="no majority for .'number'"):
         majority_baseline(train, test, kinds, ["number"] * 3)
+
+
+# -- the script that runs all of them -------------------------------------------------------------------------------
+
+
+def test_emoji_tasks_that_have_been_run_are_not_run_again(tmp_path, monkeypatch):
+    script = runpy.run_path(str(ROOT / "scripts" / "run_emoji_tasks.py"))
+    started = []
+
+    def run_task(name, model, seed, folder, flags):
+        started.append((name, model, seed, flags))
+        folder.mkdir(parents=True)
+        accuracy = {"null": 0.25, "runs/emoji/model": 0.5}[model] + seed / 100
+        test = {
+            "chosen": {"accuracy": accuracy},
+            "last": {"accuracy": 0.9},
+            "baselines": {"most frequent class": 0.34},
+        }
+        other = test | {"chosen": {"accuracy": accuracy / 2}}
+        (folder / "results.json").write_text(json.dumps({"tests": {"test": test, "other_design": other}}))
+
+    monkeypatch.setitem(script["measure"].__globals__, "run_task", run_task)
+    starts = {"pre-trained": "runs/emoji/model", "from scratch": "null"}
+    for _ in range(2):
+        found = script["measure"](["emoji_entailment"], starts, [1, 3], tmp_path, ["--max_steps", "5"])
+    assert len(started) == 4 and started[0] == ("emoji_entailment", "runs/emoji/model", 1, ["--max_steps", "5"])
+    assert script["table"](found).splitlines()[-2:] == [
+        "| entailment, test | 52.0 ± 1.4 | 27.0 ± 1.4 | most frequent class 34.0 |",
+        "| entailment, other_design | 26.0 ± 0.7 | 13.5 ± 0.7 | most frequent class 34.0 |",
+    ]
+
+
+def test_emoji_tasks_name_configs_that_are_there():
+    script = runpy.run_path(str(ROOT / "scripts" / "run_emoji_tasks.py"))
+    for name, metric in script["TASKS"].items():
+        _, data, arguments, task = parse_arguments([str(ROOT / "configs" / f"{name}.yaml")], TASK_GROUPS)
+        assert TASKS[task.task].metric == metric and task.tests.keys() == {"test", "other_design"}
+        assert task.tests["other_design"]["options"]["designs"] == ["windows"]
+        assert data.dataset_options["part"] == "train" and arguments.output_dir == f"runs/{name}"

@@ -1,0 +1,79 @@
+"""Tasks whose samples are a text and its own picture, which the model learns to tell from other pictures."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+
+from ..data.batches import stable_id
+from ..data.images import BadImage
+from .rows import KARPATHY_LISTS, holds_paths, load_karpathy
+from .task import Task
+
+
+class PairTask(Task):
+    """Samples of a text and its picture. `image_id` is equal where pictures are the same, so that no text is taught
+    to be wrong about its own picture."""
+
+    @classmethod
+    def complete_rows(cls, rows: datasets.Dataset, dataset: str) -> datasets.Dataset:
+        """Without `image_id`, the same path is the same picture; of pictures without a path each row is one."""
+        if "image_id" in rows.column_names:
+            return rows
+        named = [str(path) for path in rows["image"]] if holds_paths(rows.features["image"]) else range(len(rows))
+        return rows.add_column("image_id", [f"{dataset}:{value}" for value in named])
+
+    def pair(
+        self, row: Mapping[str, Any], text: str, generator: np.random.Generator, training: bool
+    ) -> dict[str, Any]:
+        """The sample of a text and the row's picture. In training it has `draws`, three uniform numbers in [0, 1) by
+        which the model chooses what else stands before the text."""
+        pixels = self.pixels(row["image"], generator, training)
+        draws = {"draws": generator.random(3)} if training else {}
+        return {"pixel_values": pixels, "text": text, "image_id": row["image_id"], **draws}
+
+    def collate(self, samples: Sequence[Mapping[str, Any]], training: bool) -> dict[str, torch.Tensor]:
+        """Adds `image_ids` and `caption_ids` (samples,), which are equal for equal pictures and for equal texts, and
+        in training `negative_draws` (samples, 2) and `assignment_draws` (samples, 3)."""
+        batch = super().collate(samples, training)
+        batch["image_ids"] = torch.tensor([stable_id(sample["image_id"]) for sample in samples])
+        cleaned = [self.processor.clean_caption(sample["text"]) for sample in samples]
+        batch["caption_ids"] = torch.tensor([stable_id(caption) for caption in cleaned])
+        if training:
+            draws = torch.tensor(np.stack([sample["draws"] for sample in samples]), dtype=torch.float32)
+            batch |= {"negative_draws": draws[:, :2], "assignment_draws": draws}
+        return batch
+
+
+class CaptionTask(PairTask):
+    """Pictures with captions.
+
+    Columns: `captions`, one or a list, of which a sample has one; `image_id`, see `PairTask`.
+    """
+
+    needed = {"image": "image", "captions": "caption"}
+    optional = {"image_id": "image_id"}
+    max_tokens = 30  # released fine-tuning code
+
+    @classmethod
+    def load(cls, dataset: str, **options: Any) -> datasets.Dataset:
+        """As `Task.load`; COCO and Flickr30K also from Karpathy's lists, which are told by their names."""
+        if Path(dataset).name in KARPATHY_LISTS:
+            return load_karpathy(dataset, options.get("split", "train"), options.get("image_root"))
+        return super().load(dataset, **options)
+
+    def prepare(self, row: Mapping[str, Any], generator: np.random.Generator, training: bool) -> dict[str, Any]:
+        """One of the row's captions and its picture."""
+        captions = [row["captions"]] if isinstance(row["captions"], str) else row["captions"] or []
+        usable = [caption for caption in captions if caption and self.processor.clean_caption(caption)]
+        if not usable:
+            raise BadImage("captions: no caption with words in it")
+        return self.pair(row, usable[int(generator.integers(len(usable)))], generator, training)
+
+    def tokenize(self, texts: Sequence[str], training: bool) -> Mapping[str, torch.Tensor]:
+        """`input_ids` and `attention_mask` (texts, tokens), of the full length where ranks must agree on it."""
+        padding = "max_length" if training and self.settings.fixed_length else "longest"
+        return self.processor.tokenize_captions(texts, self.max_tokens, padding)

@@ -1,0 +1,55 @@
+"""Text assignment: which of two pictures does a text belong to, if any? (Paper section 5, "NLVR": it comes between
+pre-training and visual reasoning.)"""
+
+import datasets
+import torch
+
+from ..modeling_albef_assignment import AlbefForTextAssignment
+from .batches import evaluation_batches
+from .classification import classification_result, confusion_section
+from .pairs import CaptionTask
+from .result import TaskResult
+
+
+class TextAssignment(CaptionTask):
+    """Each text of a batch stands before two pictures of it, which the model draws."""
+
+    name = "text_assignment"
+    model_class = AlbefForTextAssignment
+    description = (
+        "Says which of two pictures a text belongs to, if any. Made to start a model of visual reasoning from it."
+    )
+    usage = (
+        "# AlbefForVisualReasoning.from_pretrained(name) starts fine-tuning from it",
+        "print(model.loading_report)",
+    )
+
+    def measure(self, model: AlbefForTextAssignment, rows: datasets.Dataset, name: str) -> TaskResult:
+        """Accuracy. What is drawn depends on the rows of a batch and on its number, so every rank measures all rows.
+
+        Raises:
+            ValueError: no batch has three rows.
+        """
+        device = next(model.parameters()).device
+        generator = torch.Generator().manual_seed(0)
+        predicted: list[int] = []
+        references: list[int] = []
+        with torch.inference_mode():
+            for batch in evaluation_batches(self, rows, name):
+                count = len(batch["input_ids"])
+                if count < 3:  # too few to draw others from
+                    continue
+                batch["assignment_draws"] = torch.rand(count, 3, generator=generator)
+                output = model(**{key: value.to(device) for key, value in batch.items()})
+                counts = output.labels >= 0
+                predicted += output.logits.argmax(1)[counts].tolist()
+                references += output.labels[counts].tolist()
+        if not references:
+            raise ValueError(
+                f"{name}: text assignment needs three rows or more in a batch, there are {len(rows)} rows"
+            )
+        return classification_result(name, predicted, references, model.classes, [])
+
+    def tables(self, result: TaskResult) -> list[str]:
+        """The confusion of classes."""
+        return [confusion_section(result)]
