@@ -73,6 +73,8 @@ def task_settings(
 class TaskRun(Run):
     """Fine-tuning on a task: validation within the loop, the tests after it."""
 
+    method: Any  # a model of ours, which is trainable too
+
     def __init__(
         self,
         model_arguments: ModelArguments,
