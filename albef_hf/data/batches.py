@@ -62,8 +62,8 @@ class SampleKey:
 class Samples(Dataset):
     """Sample keys -> samples. Subclasses define `prepare`.
 
-    A row that cannot be used is replaced by another one, which the sample's own generator draws: from the whole corpus,
-    or from the batch where rows come from a stream.
+    A row that cannot be used is replaced by another one. The sample's own generator draws it from the whole corpus, or
+    from the batch where rows come from a stream.
     """
 
     def __init__(self, corpus: Corpora | None, arguments: DataArguments, seed: int) -> None:
