@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ..data.images import decode_image
 from .boxes import (
     Box,
-    centre_box,
+    center_box,
     check_box,
     grounding_accuracy,
     hottest_region,
@@ -140,7 +140,7 @@ def evaluate_grounding(
             if sample.box is None:
                 raise ValueError(f"sample {row} ({sample.expression!r}) has no box to compare with")
             check_box(sample.box, width, height, f"sample {row} ({sample.expression!r})")
-            centres.append(centre_box(width, height, np.asarray(sample.proposals, dtype=np.float64)))
+            centres.append(center_box(width, height, np.asarray(sample.proposals, dtype=np.float64)))
         found += [each.box for each in grounder.ground(batch)]
     references = np.array([sample.box for sample in samples], dtype=np.float64)
     metrics = {
