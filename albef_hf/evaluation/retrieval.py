@@ -89,6 +89,11 @@ class RetrievalResult:
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     sweep: dict[int, dict[str, float]] = field(default_factory=dict)
 
+    @property
+    def final_prefix(self) -> str:
+        """What names begin with in `metrics` and `chance` for the final order."""
+        return RERANKED if self.k > 0 else ""
+
     def to_json(self) -> str:
         """One JSON object. Scores are rounded to six places; `null` stands for a score that is not a number."""
         values = asdict(self)
