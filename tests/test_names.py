@@ -224,7 +224,7 @@ def test_every_method_is_described_and_cited():
 
 
 def flags_of(script: str) -> set[str]:
-    """Flags that a script takes: its own, those of the arguments it parses, and those it passes on to other scripts."""
+    """The flags of a script: its own, those of the arguments it parses, and those it passes on to other scripts."""
     source = (ROOT / "scripts" / f"{script}.py").read_text(encoding="utf-8")
     flags = {"help"}
     for node in ast.walk(ast.parse(source)):
