@@ -44,14 +44,14 @@ def assemble(
     arguments: DataArguments,
     samples: Callable[[Corpora | None], Samples],
     collate: Collator,
-    place: tuple[int, int, int, int],
+    batching: tuple[int, int, int, int],
     captions: bool = True,
 ) -> TrainingData:
     """Training batches from the configured data sets: the one of `dataset`, or those of `mixture`.
 
     Args:
         samples: makes the samples of a corpus, or of a stream where the corpus is None.
-        place: batch size per rank, seed, rank, number of ranks.
+        batching: batch size per rank, seed, rank, number of ranks.
         captions: whether rows need captions.
 
     Raises:
@@ -77,6 +77,6 @@ def assemble(
         shares = weights or [1.0] * len(loaded)
         window, rows = arguments.streaming_window, arguments.streaming_rows
         return StreamedTrainingData(
-            loaded, shares, window, samples(None), collate, *place, workers=arguments.workers, rows=rows
+            loaded, shares, window, samples(None), collate, *batching, workers=arguments.workers, rows=rows
         )
-    return TrainingData(samples(Corpora(loaded, names, weights)), collate, *place, workers=arguments.workers)
+    return TrainingData(samples(Corpora(loaded, names, weights)), collate, *batching, workers=arguments.workers)

@@ -33,7 +33,7 @@ def fingerprint(model: Any) -> str:
 def write_index(folder: Path, features: torch.Tensor, rows: torch.Tensor, description: dict[str, Any]) -> None:
     """Write features and rows as safetensors, and the description with their digest as JSON.
 
-    The description is written last and renamed into place, so a folder is either a whole index or none.
+    The description is written last and renamed into place, so `read_index` recognizes an index that is not whole.
     """
     folder.mkdir(parents=True, exist_ok=True)
     save_file({"features": features, "rows": rows}, folder / _FEATURES)

@@ -158,7 +158,7 @@ def _losses(log: RunLog, curves: Path | None) -> str:
 def _warnings(log: RunLog) -> str:
     if not log.warnings:
         return ""
-    steps_of: dict[str, list[int]] = {}  # what stands before a bracket says what is wrong, in it are numbers
+    steps_of: dict[str, list[int]] = {}  # by the text before the bracket, whose numbers change
     for row in log.warnings:
         steps_of.setdefault(str(row["text"]).split("(")[0].strip(), []).append(row["step"])
     items = []

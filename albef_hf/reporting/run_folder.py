@@ -1,12 +1,12 @@
-"""What a run folder tells."""
+"""Reading a run folder."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from ..model_folder import read_json
 from .log import RunLog, read_log
 
 
@@ -31,14 +31,14 @@ class RunFolder:
         """Read the files of a folder.
 
         Raises:
-            ValueError: a file is not what its name says.
+            ValueError: a file is damaged; names it.
         """
         folder = Path(folder)
         config, versions, log = folder / "config.yaml", folder / "versions.json", folder / "log.jsonl"
         return cls(
             folder,
-            (yaml.safe_load(config.read_text(encoding="utf-8")) or {}) if config.exists() else {},
-            json.loads(versions.read_text(encoding="utf-8")) if versions.exists() else {},
+            _read_yaml(config) if config.exists() else {},
+            read_json(versions) if versions.exists() else {},
             read_log(log) if log.exists() else RunLog(),
         )
 
@@ -46,3 +46,10 @@ class RunFolder:
     def method(self) -> str:
         """The name of the method that was trained."""
         return str(self.log.run.get("method") or self.config.get("method") or "albef")
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is damaged: not YAML ({error})") from error
