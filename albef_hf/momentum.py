@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
+from .losses import IGNORED
+
 
 class MomentumCopy(nn.Module):
     """An exponential moving average of the *parameters* of some modules (MoCo, equation 2; ALBEF, section 3.2).
@@ -103,7 +105,7 @@ class FeatureQueue(nn.Module):
         """Random unit rows, as published, without ids. Whatever was loaded from a checkpoint stays."""
         random_rows = torch.randn_like(self.features)
         init.copy_(self.features, nn.functional.normalize(random_rows, dim=1))
-        init.constant_(self.ids, -100)
+        init.constant_(self.ids, IGNORED)
         init.zeros_(self.cursor)
 
     @torch.no_grad()
@@ -117,5 +119,5 @@ class FeatureQueue(nn.Module):
         slots = (self.cursor + count - kept + torch.arange(kept, device=self.cursor.device)) % self.size
         self.features[slots] = rows[count - kept :].to(self.features.dtype)
         if self.ids.shape[1]:
-            self.ids[slots] = -100 if ids is None else ids[count - kept :]
+            self.ids[slots] = IGNORED if ids is None else ids[count - kept :]
         self.cursor.copy_((self.cursor + count) % self.size)

@@ -9,7 +9,7 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from transformers.utils import ModelOutput
 
-POOLINGS = ("cls", "mean", "pooler")
+from .configuration_albef import POOLINGS
 
 # Parameters that do not take part in tokens or class and mean pooling: distributed training would wait for them.
 _UNUSED = ("embeddings.mask_token",)

@@ -7,7 +7,7 @@ those of COCO captions. Each image meets k texts. Three ways, one after the othe
 
 published   the image's tokens are repeated for every text, projected for every pair, texts padded to --max_length
 trimmed     the same, but texts padded to the longest of the k only
-ours        `albef_hf.evaluation.retrieval_ranking.match`, which an evaluation calls
+ours        `albef_hf.evaluation.retrieval_ranking.match_shortlists`, which an evaluation calls
 """
 
 import argparse
@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from albef_hf.configuration_albef import AlbefTextConfig
-from albef_hf.evaluation.retrieval_ranking import length_batches, match
+from albef_hf.evaluation.retrieval_ranking import length_batches, match_shortlists
 from albef_hf.modeling_albef_text import AlbefTextModel
 
 
@@ -38,7 +38,7 @@ def parse() -> argparse.Namespace:
 
 
 class Fusion(nn.Module):
-    """The fusion encoder and the matching head, as `match` calls them."""
+    """The fusion encoder and the matching head, as `match_shortlists` calls them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Fusion(nn.Module):
 
 
 class Texts:
-    """What `match` asks of the texts."""
+    """What `match_shortlists` asks of the texts."""
 
     def __init__(self, states: torch.Tensor, lengths: torch.Tensor) -> None:
         self.kept, self.lengths, self.device = states, lengths, states.device
@@ -71,10 +71,10 @@ class Texts:
 
 
 class Images:
-    """One image, as `match` asks for it."""
+    """One image, as `match_shortlists` asks for it."""
 
     def __init__(self, tokens: torch.Tensor) -> None:
-        self.own, self.states, self.features = range(1), tokens, tokens.new_zeros(1, 1)
+        self.rows, self.states, self.features = range(1), tokens, tokens.new_zeros(1, 1)
 
     def tokens(self) -> Any:
         yield 0, self.states
@@ -136,7 +136,7 @@ def main() -> None:
             every = torch.arange(arguments.k)
             shortlists = every[None], torch.empty(0, 1, dtype=torch.int64)
             found = {
-                "ours": timed("ours", lambda: match(fusion, Images(tokens), texts, *shortlists)[0][0]),  # type: ignore[arg-type] # noqa: B023
+                "ours": timed("ours", lambda: match_shortlists(fusion, Images(tokens), texts, *shortlists)[0][0]),  # type: ignore[arg-type] # noqa: B023
                 "published": timed("published", lambda: fusion.pairwise(tokens, states, texts.attention_mask)[:, 1]),  # noqa: B023
                 "trimmed": timed("trimmed", lambda: fusion.pairwise(tokens, *texts.states(every))[:, 1]),  # noqa: B023
             }

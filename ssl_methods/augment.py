@@ -1,12 +1,11 @@
 """Two augmented views of a picture, with each paper's numbers.
 
-What happens to a view is drawn first, as numbers (`draw_view`), from the sample's own generator. Two executors follow
-the same numbers: Pillow, as the publications do, picture by picture; and tensors, a whole batch at a time on the
-training device. Cropping is Pillow's in both: a picture is decoded once, and only its two crops travel.
+`draw_view` first draws what happens to a view, as numbers, from the sample's own generator. Two implementations follow
+these numbers: one with Pillow, picture by picture, as the publications do, and one with tensors, a batch at a time on
+the training device. Both crop with Pillow: a picture is decoded once, and only its two crops go to the device.
 """
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,24 +15,34 @@ import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch import nn
 
-from albef_hf.data.augmentation import GREY_WEIGHTS, random_crop
+from albef_hf.data.augmentation import GRAY_WEIGHTS, random_crop
+from albef_hf.data.hints import current_names, nearest_hint
 
 
 @dataclass(frozen=True)
 class ViewRecipe:
     """The distribution of one view.
 
-    scale: shares of the area a crop may have. jitter: greatest change of brightness, contrast, saturation and hue.
-    grey_first: whether grey comes before the colour change (MoCo v1) or after. blur: probability of a Gaussian blur
-    of sigma in `blur_sigma` (pixels). solarize: probability. additive: brightness is added and contrast taken around
-    each channel's mean, as BYOL's code does. attempts: boxes tried before the middle is taken.
+    Args:
+        scale: smallest and largest share of the picture's area that a crop has.
+        jitter: greatest change of brightness, contrast, saturation and hue.
+        jitter_probability: of changing these four.
+        gray: probability that the view loses its color.
+        gray_first: whether it does so before the four changes (MoCo v1) or after them.
+        blur: probability of a Gaussian blur.
+        blur_sigma: smallest and largest sigma of the blur, in pixels.
+        solarize: probability of inverting the bright pixels.
+        flip: probability of mirroring.
+        additive: brightness is added, and contrast is taken around each channel's mean, as in BYOL's code.
+        attempts: boxes tried before the middle of the picture is taken.
+        interpolation: of the crop.
     """
 
     scale: tuple[float, float] = (0.2, 1.0)
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
     jitter_probability: float = 0.8
-    grey: float = 0.2
-    grey_first: bool = False
+    gray: float = 0.2
+    gray_first: bool = False
     blur: float = 0.0
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     solarize: float = 0.0
@@ -43,7 +52,7 @@ class ViewRecipe:
     interpolation: str = "bilinear"
 
 
-_V1 = ViewRecipe(jitter=(0.4, 0.4, 0.4, 0.4), jitter_probability=1.0, grey_first=True)
+_V1 = ViewRecipe(jitter=(0.4, 0.4, 0.4, 0.4), jitter_probability=1.0, gray_first=True)
 _V2 = ViewRecipe(jitter=(0.4, 0.4, 0.4, 0.1), blur=0.5)
 _V3 = (ViewRecipe(blur=1.0), ViewRecipe(blur=0.1, solarize=0.2))
 
@@ -54,7 +63,7 @@ def _with(pair: tuple[ViewRecipe, ViewRecipe], **changes: Any) -> tuple[ViewReci
 
 
 _BARLOW = _with(_V3, scale=(0.08, 1.0), interpolation="bicubic")
-# Both views of each publication, as coded. MoCo v3 with a ViT crops from 0.08 on: `augmentation_options`.
+# Both views of each publication, as in its code. MoCo v3 with a ViT uses crops from 0.08: set `augmentation_options`.
 RECIPES = {
     "moco_v1": (_V1, _V1),
     "moco_v2": (_V2, _V2),
@@ -64,27 +73,31 @@ RECIPES = {
 }
 
 
+PROBABILITIES = ("jitter_probability", "gray", "blur", "solarize", "flip")
+FORMER_OPTIONS = {"grey": "gray", "grey_first": "gray_first"}
+
+
 def view_recipes(name: str, **options: Any) -> tuple[ViewRecipe, ViewRecipe]:
-    """The recipes of both views. options: fields of `ViewRecipe`, for both; a list [a, b] of two numbers for a
-    probability sets each view's own.
+    """The recipes of both views.
+
+    Args:
+        name: one of `RECIPES`.
+        options: fields of `ViewRecipe`, set for both views. For a probability, a list [a, b] sets each view's own. The
+            former names `grey` and `grey_first` are still read.
 
     Raises:
         ValueError: an unknown name or option; names the nearest.
     """
     if name not in RECIPES:
-        nearest = difflib.get_close_matches(name, RECIPES, n=1)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-        raise ValueError(f"augmentation (image-only) must be one of {', '.join(RECIPES)}, not {name!r}{hint}")
-    fields = {field.name for field in dataclasses.fields(ViewRecipe)}
+        raise ValueError(f"unknown augmentation of an image-only method: {name!r}; {nearest_hint(name, RECIPES)}")
+    fields = [field.name for field in dataclasses.fields(ViewRecipe)]
     pair = list(RECIPES[name])
-    for key, value in options.items():
+    for key, value in current_names(options, FORMER_OPTIONS, "augmentation_options").items():
         if key not in fields:
-            nearest = difflib.get_close_matches(key, fields, n=1)
-            hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(sorted(fields))}"
-            raise ValueError(f"unknown augmentation_options {key!r}; {hint}")
-        own = isinstance(value, (list, tuple)) and key in ("jitter_probability", "grey", "blur", "solarize", "flip")
+            raise ValueError(f"unknown augmentation_options {key!r}; {nearest_hint(key, fields)}")
+        one_per_view = isinstance(value, (list, tuple)) and key in PROBABILITIES
         for view in range(2):
-            chosen = value[view] if own else tuple(value) if isinstance(value, list) else value
+            chosen = value[view] if one_per_view else tuple(value) if isinstance(value, list) else value
             changes: dict[str, Any] = {key: chosen}
             pair[view] = dataclasses.replace(pair[view], **changes)
     return pair[0], pair[1]
@@ -94,24 +107,27 @@ def view_recipes(name: str, **options: Any) -> tuple[ViewRecipe, ViewRecipe]:
 # What is drawn
 # ---------------------------------------------------------------------------------------------------------------------
 
-# Columns of the numbers of a view. Factors of 1 (a shift of 0 for hue), sigma 0: nothing is done.
-FLIP, GREY_BEFORE, BRIGHTNESS, CONTRAST, SATURATION, HUE, ORDER, GREY_AFTER, SIGMA, SOLARIZE = (
+# Columns of the numbers of a view. A factor of 1, a hue shift of 0 and a sigma of 0 leave the picture as it is.
+FLIP, GRAY_BEFORE, BRIGHTNESS, CONTRAST, SATURATION, HUE, ORDER, GRAY_AFTER, SIGMA, SOLARIZE = (
     0, 1, 2, 3, 4, 5, slice(6, 10), 10, 11, 12,
 )  # fmt: skip
 NUMBERS = 13
 
 
 def draw_view(recipe: ViewRecipe, generator: np.random.Generator) -> np.ndarray:
-    """The numbers (13,) of one view. ORDER holds the order in which brightness 0, contrast 1, saturation 2 and hue 3
-    are changed. Every call takes the same number of draws."""
+    """Draw the numbers of one view: (13,).
+
+    The columns `ORDER` say in which order brightness (0), contrast (1), saturation (2) and hue (3) are changed. Every
+    call takes the same number of draws from the generator.
+    """
     uniform = generator.random(11)
     order = generator.permutation(4)
     numbers = np.zeros(NUMBERS)
     brightness, contrast, saturation, hue = recipe.jitter
     jittered = uniform[0] < recipe.jitter_probability
     numbers[FLIP] = uniform[1] < recipe.flip
-    grey = uniform[2] < recipe.grey
-    numbers[GREY_BEFORE], numbers[GREY_AFTER] = grey and recipe.grey_first, grey and not recipe.grey_first
+    gray = uniform[2] < recipe.gray
+    numbers[GRAY_BEFORE], numbers[GRAY_AFTER] = gray and recipe.gray_first, gray and not recipe.gray_first
     for column, share, most in ((BRIGHTNESS, 3, brightness), (CONTRAST, 4, contrast), (SATURATION, 5, saturation)):
         numbers[column] = 1 + (2 * uniform[share] - 1) * most if jittered else 1.0
     numbers[HUE] = (2 * uniform[6] - 1) * hue if jittered else 0.0
@@ -123,7 +139,7 @@ def draw_view(recipe: ViewRecipe, generator: np.random.Generator) -> np.ndarray:
 
 
 def crop_view(image: Image.Image, size: int, recipe: ViewRecipe, generator: np.random.Generator) -> Image.Image:
-    """A random box of a picture, `size` x `size` pixels."""
+    """A random box of a picture, resized to `size` x `size` pixels."""
     return random_crop(image, size, recipe.scale, generator, recipe.attempts, recipe.interpolation)
 
 
@@ -140,16 +156,16 @@ def _shift_hue(image: Image.Image, shift: float) -> Image.Image:
     return Image.merge("HSV", (Image.fromarray(turned.astype(np.uint8)), saturation, value)).convert("RGB")
 
 
-def _grey(image: Image.Image) -> Image.Image:
+def _gray(image: Image.Image) -> Image.Image:
     return image.convert("L").convert(image.mode)
 
 
 def augment_pillow(image: Image.Image, numbers: np.ndarray) -> Image.Image:
-    """One crop as its numbers say, with the operations of the PyTorch publications. Not for `additive` recipes."""
+    """Augment one crop by its numbers, with the operations of the PyTorch publications. Not for `additive` recipes."""
     if numbers[FLIP]:
         image = ImageOps.mirror(image)
-    if numbers[GREY_BEFORE]:
-        image = _grey(image)
+    if numbers[GRAY_BEFORE]:
+        image = _gray(image)
     for operation in numbers[ORDER].astype(int):
         if operation == 0 and numbers[BRIGHTNESS] != 1:
             image = ImageEnhance.Brightness(image).enhance(numbers[BRIGHTNESS])
@@ -159,8 +175,8 @@ def augment_pillow(image: Image.Image, numbers: np.ndarray) -> Image.Image:
             image = ImageEnhance.Color(image).enhance(numbers[SATURATION])
         elif operation == 3 and numbers[HUE] != 0:
             image = _shift_hue(image, numbers[HUE])
-    if numbers[GREY_AFTER]:
-        image = _grey(image)
+    if numbers[GRAY_AFTER]:
+        image = _gray(image)
     if numbers[SIGMA]:
         image = image.filter(ImageFilter.GaussianBlur(float(numbers[SIGMA])))
     return ImageOps.solarize(image, 128) if numbers[SOLARIZE] else image
@@ -170,31 +186,32 @@ def augment_pillow(image: Image.Image, numbers: np.ndarray) -> Image.Image:
 # Tensors, a batch at a time
 # ---------------------------------------------------------------------------------------------------------------------
 
-RowChange = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # pictures, one number each -> pictures
+RowChange = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (pictures, one number for each) -> pictures
 
 
-def _to_grey(pixels: torch.Tensor) -> torch.Tensor:
+def _to_gray(pixels: torch.Tensor) -> torch.Tensor:
     """(n, channels, h, w) -> (n, 1, h, w)."""
     if pixels.shape[1] != 3:
         return pixels.mean(1, keepdim=True)
     red, green, blue = pixels.split(1, dim=1)
-    return (GREY_WEIGHTS[0] * red).add_(green, alpha=GREY_WEIGHTS[1]).add_(blue, alpha=GREY_WEIGHTS[2])
+    return (GRAY_WEIGHTS[0] * red).add_(green, alpha=GRAY_WEIGHTS[1]).add_(blue, alpha=GRAY_WEIGHTS[2])
 
 
 def _change_rows(pixels: torch.Tensor, wanted: torch.Tensor, numbers: torch.Tensor, change: RowChange) -> None:
-    """Replace some pictures of a batch by what `change` makes of them and their numbers.
+    """Apply `change` to some pictures of a batch, in place.
 
-    wanted, numbers: (n,), on the CPU: which pictures are meant is known without asking the device.
+    Args:
+        wanted, numbers: (n,), on the CPU, so that the wanted pictures are known without waiting for the device.
     """
     index = wanted.nonzero().squeeze(1)
     if len(index):
-        own = numbers[index].to(pixels.device, pixels.dtype, non_blocking=True)
+        amounts = numbers[index].to(pixels.device, pixels.dtype, non_blocking=True)
         index = index.to(pixels.device, non_blocking=True)
-        pixels.index_copy_(0, index, change(pixels[index], own))
+        pixels.index_copy_(0, index, change(pixels[index], amounts))
 
 
 def _turn_hue(pixels: torch.Tensor, shift: torch.Tensor, saturation: torch.Tensor | None = None) -> torch.Tensor:
-    """Through hue, saturation and value: turn the hue by `shift` turns and multiply the saturation. (n, 3, h, w)."""
+    """Rotate the hue by `shift` full turns and multiply the saturation, both (n,), of pictures (n, 3, h, w)."""
     value, lowest = pixels.amax(1), pixels.amin(1)
     chroma = value - lowest
     safe = chroma.clamp(min=1e-12)
@@ -207,8 +224,8 @@ def _turn_hue(pixels: torch.Tensor, shift: torch.Tensor, saturation: torch.Tenso
     # Each channel as value - chroma * f(hue), f a trapezoid of period 6.
     channels = []
     for start in (5.0, 3.0, 1.0):
-        place = (hue + start) % 6
-        channels.append(value - chroma * torch.minimum(place, 4 - place).clamp(0, 1))
+        position = (hue + start) % 6
+        channels.append(value - chroma * torch.minimum(position, 4 - position).clamp(0, 1))
     return torch.stack(channels, dim=1)
 
 
@@ -217,13 +234,14 @@ def _strengthen(pixels: torch.Tensor, saturation: torch.Tensor) -> torch.Tensor:
     return _turn_hue(pixels.clamp(min=0), torch.zeros_like(saturation), saturation)
 
 
-def _change_colours(pixels: torch.Tensor, numbers: torch.Tensor, additive: bool) -> torch.Tensor:
-    """Brightness, contrast, saturation and hue, each picture in its own order. numbers: (n, 13), on the CPU.
+def _change_colors(pixels: torch.Tensor, numbers: torch.Tensor, additive: bool) -> torch.Tensor:
+    """Change brightness, contrast, saturation and hue, of each picture in its own order. numbers: (n, 13), on the CPU.
 
-    The first three multiply a picture and add a number, its mean or its grey to it. So each place of the order is one
-    pass over the whole batch, whichever of the three a picture is at; only hue (and BYOL's saturation) picks rows.
+    The first three multiply a picture and then add a number, the mean of its gray, or its gray. So each of the four
+    positions of the order is one pass over the whole batch, whichever of the three each picture needs there. Only hue
+    (and BYOL's saturation) works on selected pictures.
     """
-    operations = numbers[:, ORDER].long()  # (n, 4): what is done at each place
+    operations = numbers[:, ORDER].long()  # (n, 4): the operation at each position
     factors = numbers[:, [BRIGHTNESS, CONTRAST, SATURATION, HUE]].gather(1, operations)
     brightness, contrast, saturation, hue = (operations == operation for operation in range(4))
     if pixels.shape[1] != 3:
@@ -238,30 +256,32 @@ def _change_colours(pixels: torch.Tensor, numbers: torch.Tensor, additive: bool)
             (1 - factors) * (saturation & (not additive)),
         ]
     ).to(pixels.device, pixels.dtype, non_blocking=True)  # (4, n, 4)
-    for place in range(4):
-        own, number, of_mean, of_grey = shares[:, :, place, None, None, None]
+    for position in range(4):
+        factor, number, of_mean, of_gray = shares[:, :, position, None, None, None]
         if additive:
             base = number + of_mean * pixels.mean((2, 3), keepdim=True)
         else:
-            grey = _to_grey(pixels)
-            base = of_mean * grey.mean((2, 3), keepdim=True) + of_grey * grey
-        pixels = torch.addcmul(base, pixels, own)
+            gray = _to_gray(pixels)
+            base = of_mean * gray.mean((2, 3), keepdim=True) + of_gray * gray
+        pixels = torch.addcmul(base, pixels, factor)
         if not additive:  # BYOL's code clips once, at the end
             pixels = pixels.clamp_(0, 1)
-        _change_rows(pixels, turned[:, place], factors[:, place], _turn_hue)
-        _change_rows(pixels, strengthened[:, place], factors[:, place], _strengthen)
+        _change_rows(pixels, turned[:, position], factors[:, position], _turn_hue)
+        _change_rows(pixels, strengthened[:, position], factors[:, position], _strengthen)
     return pixels.clamp_(0, 1) if additive else pixels
 
 
 def gaussian_blur(pixels: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-    """Each picture with its own sigma in pixels, edges repeated, at least 4 sigma wide for sigma up to 2.
+    """Blur each picture with its own sigma, repeating the edges.
 
-    pixels: (n, channels, h, w); sigma: (n,), all positive.
+    Args:
+        pixels: (n, channels, h, w).
+        sigma: (n,), in pixels, all positive. The kernel reaches 4 sigma to each side for sigma up to 2.
     """
     n, channels, height, width = pixels.shape
     radius = 8
-    place = torch.arange(-radius, radius + 1, device=pixels.device, dtype=pixels.dtype)
-    kernel = torch.exp(-(place**2) / (2 * sigma.to(pixels.dtype)[:, None] ** 2))
+    offset = torch.arange(-radius, radius + 1, device=pixels.device, dtype=pixels.dtype)
+    kernel = torch.exp(-(offset**2) / (2 * sigma.to(pixels.dtype)[:, None] ** 2))
     kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(channels, dim=0)
     rows = nn.functional.pad(pixels.reshape(1, n * channels, height, width), (radius,) * 4, mode="replicate")
     rows = nn.functional.conv2d(rows, kernel[:, None, None, :], groups=n * channels)
@@ -270,39 +290,41 @@ def gaussian_blur(pixels: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
 
 
 def augment_tensors(pixels: torch.Tensor, numbers: torch.Tensor, additive: bool = False) -> torch.Tensor:
-    """A batch of crops as their numbers say.
+    """Augment a batch of crops by their numbers.
 
     Args:
-        pixels: (n, channels, h, w) in 0 .. 1, on any device. Colour operations need three channels, and leave others
-            alone; grey is the mean over channels then.
-        numbers: (n, 13) of `draw_view`, on the CPU: which picture takes which operation is known without asking the
-            device.
+        pixels: (n, channels, h, w) in 0 .. 1, on any device. Pictures without three channels keep their saturation and
+            hue, and their gray is the mean over the channels.
+        numbers: (n, 13) of `draw_view`, on the CPU, so that the operations of each picture are known without waiting
+            for the device.
         additive: see `ViewRecipe`.
+
+    Returns: a new tensor of the same shape.
     """
     changes: dict[int, RowChange] = {
         FLIP: lambda rows, _: rows.flip(3),
-        GREY_BEFORE: lambda rows, _: _to_grey(rows).expand_as(rows),
-        GREY_AFTER: lambda rows, _: _to_grey(rows).expand_as(rows),
+        GRAY_BEFORE: lambda rows, _: _to_gray(rows).expand_as(rows),
+        GRAY_AFTER: lambda rows, _: _to_gray(rows).expand_as(rows),
         SIGMA: gaussian_blur,
         SOLARIZE: lambda rows, _: torch.where(rows >= 128 / 255, 1 - rows, rows),
     }
     pixels = pixels.clone()
     for column, change in changes.items():
-        if column == GREY_AFTER:
-            pixels = _change_colours(pixels, numbers, additive)
+        if column == GRAY_AFTER:
+            pixels = _change_colors(pixels, numbers, additive)
         _change_rows(pixels, numbers[:, column] > 0, numbers[:, column], change)
     return pixels
 
 
 def normalize_pixels(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """(..., channels, h, w) in 0 .. 1 -> zero mean, unit deviation."""
+    """(..., channels, h, w) in 0 .. 1 -> (pixels - mean) / std, channel by channel."""
     average = torch.tensor(mean, device=pixels.device, dtype=pixels.dtype)[:, None, None]
     deviation = torch.tensor(std, device=pixels.device, dtype=pixels.dtype)[:, None, None]
     return (pixels - average) / deviation
 
 
 def to_unit_range(image: Image.Image) -> torch.Tensor:
-    """(channels, h, w) in 0 .. 1."""
+    """A picture -> (channels, h, w) in 0 .. 1."""
     array = np.array(image)
     pixels = torch.from_numpy(array if array.ndim == 3 else array[:, :, None]).permute(2, 0, 1)
     return pixels.contiguous().float() / 255

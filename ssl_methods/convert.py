@@ -1,7 +1,7 @@
 """Published image-only weights -> folders that `AutoModel` loads: MoCo v1 to v3, Barlow Twins, BYOL, and DeiT's ViT.
 
-The encoder alone is kept, the one that the publications evaluate: the query (MoCo v1, v2), base (MoCo v3) or online
-(BYOL) encoder. Projectors, predictors, momentum encoders and queues are reported and left out.
+Only the encoder is kept, the one that the publications evaluate: the query encoder (MoCo v1, v2), the base encoder
+(MoCo v3) or the online encoder (BYOL). Projectors, predictors, momentum encoders and queues are left out and reported.
 """
 
 import math
@@ -23,6 +23,7 @@ from transformers import (
     ViTModel,
 )
 from transformers.core_model_loading import revert_weight_conversion
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from albef_hf.convert.files import find_state, read_file
 from albef_hf.convert.state import KeyReport, convert_image_encoder
@@ -30,7 +31,6 @@ from albef_hf.vision_backbone import resize_positions
 
 from .haiku_pickle import read_haiku_pickle
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _RESNETS: dict[tuple[str, tuple[int, ...]], str] = {
     ("basic", (2, 2, 2, 2)): "resnet18",
     ("basic", (3, 4, 6, 3)): "resnet34",
@@ -44,18 +44,18 @@ _VITS = {384: "small", 768: "base", 1024: "large"}
 
 @dataclass(frozen=True)
 class Layout:
-    """How a publication names what it saves.
+    """How a publication names the weights that it saves.
 
     Args:
         encoder: prefix of the encoder that is kept.
-        dropped: prefix -> why it is left out. Those inside the encoder come with the encoder's prefix.
+        dropped: prefix of weights that are left out -> why. It includes the encoder's prefix for parts of the encoder.
     """
 
     encoder: str
     dropped: Mapping[str, str]
 
 
-_PROJECTOR = "the projector serves the training only"
+_PROJECTOR = "the projector is for training only"
 LAYOUTS = {
     "moco": Layout(
         "encoder_q.",
@@ -67,21 +67,21 @@ LAYOUTS = {
             "base_encoder.fc.": _PROJECTOR,
             "base_encoder.head.": _PROJECTOR,
             "momentum_encoder.": "the momentum encoder",
-            "predictor.": "the predictor serves the training only",
+            "predictor.": "the predictor is for training only",
         },
     ),
     "barlow_twins": Layout(
-        "backbone.", {"projector.": _PROJECTOR, "bn.": "the normalisation of the projections serves the training only"}
+        "backbone.", {"projector.": _PROJECTOR, "bn.": "the normalization of the projections is for training only"}
     ),
     "plain": Layout("", {"fc.": "the classifier", "head.": "the classifier"}),
 }
 
 
 def sniff_method(state: Mapping[str, torch.Tensor]) -> str:
-    """Which publication's layout this is: one of `LAYOUTS`.
+    """The publication whose layout this is, one of `LAYOUTS`, recognized from the names.
 
     Raises:
-        ValueError: none of them.
+        ValueError: it is none of them.
     """
     for method, layout in LAYOUTS.items():
         if layout.encoder and any(name.startswith(layout.encoder) for name in state):
@@ -107,23 +107,29 @@ _HAIKU_NORMS = (
 
 
 def _torch_name(haiku: str, rules: tuple[tuple[str, str], ...]) -> str | None:
-    """torchvision counts groups and the layers of a block from 1, Haiku from 0."""
+    """torchvision's name of one of Haiku's modules; None if no rule fits.
+
+    torchvision counts the groups of blocks, and the layers of a block, from 1; Haiku counts them from 0.
+    """
     for pattern, template in rules:
         match = re.fullmatch(pattern, haiku)
         if match:
             numbers = [int(number) for number in match.groups()]
-            return match.expand(template).format(*(n + 1 for i, n in enumerate(numbers) if i != 1))
+            counted_from_one = [number + 1 for i, number in enumerate(numbers) if i != 1]  # number 1 is the block
+            return match.expand(template).format(*counted_from_one)
     return None
 
 
 def convert_byol(content: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], KeyReport]:
-    """The online encoder of DeepMind's BYOL checkpoint under torchvision's names.
+    """The online encoder of DeepMind's BYOL checkpoint, under torchvision's names.
 
     Args:
-        content: of `read_haiku_pickle`, `experiment_state` with `online_params` and `online_state`.
+        content: as `read_haiku_pickle` returns it: `experiment_state` with `online_params` and `online_state`.
+
+    Returns: the weights, and what became of each name.
 
     Raises:
-        ValueError: other content.
+        ValueError: the content is not that of a BYOL checkpoint.
     """
     state = content.get("experiment_state", content)
     if not {"online_params", "online_state"} <= set(state):
@@ -141,7 +147,7 @@ def convert_byol(content: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], K
         for key, array in arrays.items():
             source = f"online_params/{module}/{key}"
             if re.match(r"projector|predictor|classifier", module):
-                report.dropped[source] = f"the {re.match(r'[a-z]+', module)[0]} serves the training only"  # type: ignore[index]
+                report.dropped[source] = f"the {re.match(r'[a-z]+', module)[0]} is for training only"  # type: ignore[index]
             elif convolution and key == "w":  # (rows, columns, in, out) -> (out, in, rows, columns)
                 keep(source, f"{convolution}.weight", np.transpose(array, (3, 2, 0, 1)))
             elif norm and key in ("scale", "offset"):
@@ -158,7 +164,7 @@ def convert_byol(content: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], K
             elif norm and statistic in ("mean_ema", "var_ema") and key == "average":
                 keep(source, f"{norm}.running_{statistic.removesuffix('_ema')}", array.reshape(-1))
             elif norm and key in ("hidden", "counter"):
-                report.dropped[source] = "the average without Haiku's correction of its start"
+                report.dropped[source] = "state of a running average whose value is kept"
             else:
                 report.unexpected.append(source)
     for part in ("target_params", "target_state", "opt_state"):
@@ -177,14 +183,14 @@ def _resnet(state: Mapping[str, torch.Tensor]) -> PreTrainedConfig:
         1 + max((int(n.split(".")[1]) for n in state if n.startswith(f"layer{group}.")), default=-1)
         for group in (1, 2, 3, 4)
     )
-    kind = "bottleneck" if "layer1.0.conv3.weight" in state else "basic"
+    block = "bottleneck" if "layer1.0.conv3.weight" in state else "basic"
     width = state["conv1.weight"].shape[0]
-    if (kind, blocks) not in _RESNETS or width != 64:
+    if (block, blocks) not in _RESNETS or width != 64:
         raise ValueError(
-            f"no ResNet that timm knows: {kind} blocks {blocks}, {width} channels after the first convolution; it "
+            f"no ResNet that timm knows: {block} blocks {blocks}, {width} channels after the first convolution; it "
             f"knows {', '.join(_RESNETS.values())} of 64"
         )
-    return TimmWrapperConfig(architecture=_RESNETS[kind, blocks], do_pooling=False)
+    return TimmWrapperConfig(architecture=_RESNETS[block, blocks], do_pooling=False)
 
 
 def _grid(state: Mapping[str, torch.Tensor]) -> tuple[int, int, int, int]:
@@ -196,7 +202,7 @@ def _grid(state: Mapping[str, torch.Tensor]) -> tuple[int, int, int, int]:
 
 
 def _moco_v3_vit(state: Mapping[str, torch.Tensor]) -> PreTrainedConfig:
-    """timm's ViT with MoCo v3's heads: 12 in ViT-S too, where DeiT has 6 (section 5 of its paper)."""
+    """timm's ViT with the heads of MoCo v3: ViT-S has 12 too, where DeiT's has 6 (section 5 of MoCo v3's paper)."""
     width, patch, size, layers = _grid(state)
     if width not in _VITS:
         raise ValueError(f"no ViT of MoCo v3 is {width} wide; they are {', '.join(map(str, _VITS))}")
@@ -219,14 +225,18 @@ def _plain_vit(state: Mapping[str, torch.Tensor], heads: int | None, image_size:
 
 
 def _fill(model: PreTrainedModel, state: Mapping[str, torch.Tensor], report: KeyReport, where: str) -> None:
-    own = model.state_dict()
-    report.missing += sorted(own.keys() - state.keys())
-    report.unexpected += sorted(state.keys() - own.keys())
+    """Load the weights into a model. Raises ValueError if a name or a shape does not fit."""
+    expected = model.state_dict()
+    report.missing += sorted(expected.keys() - state.keys())
+    report.unexpected += sorted(state.keys() - expected.keys())
     if not report.explained:
         raise ValueError(f"{where} does not fit {model.config.model_type}:\n{report}")
-    wrong = [name for name in own if own[name].shape != state[name].shape]
+    wrong = [name for name in expected if expected[name].shape != state[name].shape]
     if wrong:
-        shapes = [f"{n}: {tuple(state[n].shape)} in the file, {tuple(own[n].shape)} in the model" for n in wrong[:5]]
+        shapes = [
+            f"{name}: {tuple(state[name].shape)} in the file, {tuple(expected[name].shape)} in the model"
+            for name in wrong[:5]
+        ]
         raise ValueError(f"{where} does not fit {model.config.model_type}: {'; '.join(shapes)}")
     model.load_state_dict(dict(state))
 
@@ -234,16 +244,19 @@ def _fill(model: PreTrainedModel, state: Mapping[str, torch.Tensor], report: Key
 def load_image_checkpoint(
     path: str | Path, heads: int | None = None, image_size: int | None = None
 ) -> tuple[PreTrainedModel, KeyReport]:
-    """Published image-only weights as a transformers model: timm's wrapper for ResNets and MoCo v3's ViTs,
-    `ViTModel` for DeiT's and timm's own.
+    """Load published image-only weights as a transformers model.
+
+    ResNets and MoCo v3's ViTs become timm models in transformers' wrapper; DeiT's and timm's ViTs become a `ViTModel`.
 
     Args:
-        path: `.pth`, `.pth.tar`, `.pt` or `.safetensors`, or DeepMind's `.pkl`. Nothing in it is executed.
-        heads: of a DeiT or timm ViT; width / 64 where left out.
-        image_size: of a DeiT or timm ViT, whose position table is then resized.
+        path: a `.pth`, `.pth.tar`, `.pt` or `.safetensors` file, or DeepMind's `.pkl`. Nothing in it is executed.
+        heads: attention heads of a DeiT or timm ViT; width / 64 where left out.
+        image_size: of a DeiT or timm ViT, in pixels; its position table is resized.
+
+    Returns: the model, and what became of each name.
 
     Raises:
-        ValueError: a file that cannot be read safely, or names and shapes that belong to no known model.
+        ValueError: the file cannot be read safely, or its names or shapes belong to no known model.
     """
     where = str(path)
     if Path(path).suffix in (".pkl", ".pickle"):
@@ -257,9 +270,9 @@ def load_image_checkpoint(
     report = KeyReport(method)
     encoder = {}
     for name, tensor in state.items():
-        why = next((why for prefix, why in layout.dropped.items() if name.startswith(prefix)), None)
-        if why is not None:
-            report.dropped[name] = why
+        reason = next((reason for prefix, reason in layout.dropped.items() if name.startswith(prefix)), None)
+        if reason is not None:
+            report.dropped[name] = reason
         elif name.startswith(layout.encoder):
             encoder[name.removeprefix(layout.encoder)] = tensor
             report.matched[name] = (name.removeprefix(layout.encoder),)
@@ -279,6 +292,7 @@ def load_image_checkpoint(
 def _wrapped(
     config: PreTrainedConfig, encoder: Mapping[str, torch.Tensor], report: KeyReport, where: str
 ) -> PreTrainedModel:
+    """A timm model in transformers' wrapper."""
     model = AutoModel.from_config(config)
     _fill(model, {f"timm_model.{name}": tensor for name, tensor in encoder.items()}, report, where)
     return model
@@ -287,6 +301,7 @@ def _wrapped(
 def _vision_transformer(
     config: ViTConfig, encoder: Mapping[str, torch.Tensor], report: KeyReport, where: str
 ) -> PreTrainedModel:
+    """transformers' own ViT."""
     converted, unexpected = convert_image_encoder(encoder)
     report.unexpected += unexpected
     table, tokens = converted["embeddings.position_embeddings"], (config.image_size // config.patch_size) ** 2 + 1
@@ -294,8 +309,8 @@ def _vision_transformer(
         converted["embeddings.position_embeddings"] = resize_positions(table, tokens)
         report.changed["embeddings.position_embeddings"] = f"from {table.shape[1]} to {tokens} positions"
     model = ViTModel(config, add_pooling_layer=False)
-    own = revert_weight_conversion(model, model.state_dict())
-    report.missing += sorted(own.keys() - converted.keys())
+    expected = revert_weight_conversion(model, model.state_dict())
+    report.missing += sorted(expected.keys() - converted.keys())
     if not report.explained:
         raise ValueError(f"{where} does not fit a ViT:\n{report}")
     return ViTModel.from_pretrained(
@@ -304,13 +319,13 @@ def _vision_transformer(
 
 
 def save_image_folder(model: PreTrainedModel, folder: str | Path) -> None:
-    """The model and its processor (ImageNet's statistics) as a folder for `AutoModel` and `vision_model`."""
+    """Save the model, and a processor with ImageNet's statistics, as a folder for `AutoModel` and `vision_model`."""
     model.save_pretrained(folder)
     size = getattr(model.config, "image_size", None) or (getattr(model.config, "model_args", None) or {}).get(
         "img_size", 224
     )
     processor = ViTImageProcessor(
-        size={"height": size, "width": size}, image_mean=list(IMAGENET_MEAN), image_std=list(IMAGENET_STD)
+        size={"height": size, "width": size}, image_mean=IMAGENET_DEFAULT_MEAN, image_std=IMAGENET_DEFAULT_STD
     )
     processor.save_pretrained(folder)
 

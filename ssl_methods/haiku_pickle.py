@@ -1,8 +1,8 @@
-"""Reading a pickle of JAX arrays without executing any of it.
+"""Reading a pickle of JAX arrays without executing anything in it.
 
-DeepMind's BYOL checkpoints are pickles (written by dill) of named tuples, Haiku's mappings and numpy arrays. Whatever
-a pickle asks to import, this reader answers from one short list of stand-ins that only keep what they are given;
-nothing is ever imported, and any other name ends the reading.
+DeepMind's BYOL checkpoints are pickles (written by dill) of named tuples, Haiku's mappings and numpy arrays. A pickle
+asks for classes and functions by name. This reader imports none of them: it has a short list of names with stand-ins
+that only keep what they are given, and any other name is an error.
 """
 
 import pickle
@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-# Fields of the named tuple that holds DeepMind's training state, where it was pickled by reference.
+# Fields of the named tuple of DeepMind's training state, for pickles that name its class without defining it.
 _STATE_FIELDS = ("online_params", "target_params", "online_state", "target_state", "opt_state")
 
 
 class _NumberType:
-    """numpy's description of a number: kind and size, then its byte order."""
+    """numpy's description of a number: its type and size, then its byte order."""
 
     def __init__(self, name: Any, *_: Any) -> None:
         self.name, self.order = str(name), "<"
@@ -49,7 +49,7 @@ class _Array:
 
 
 class _Inert:
-    """Something whose content nobody needs."""
+    """Stands in for an object that is not needed, and forgets its content."""
 
     def __init__(self, *_: Any) -> None: ...
 
@@ -57,16 +57,16 @@ class _Inert:
 
 
 def _array_by_parts(make: Callable[..., _Array], arguments: Sequence[Any], state: Sequence[Any], *_: Any) -> _Array:
-    """How dill and JAX write an array."""
+    """An array as dill and JAX write it."""
     array = make(*arguments)
     array.__setstate__(state)
     return array
 
 
 def _named_tuple(name: str, fields: Sequence[str], *_: Any) -> type:
-    """A class, as a pickle wants it, whose objects are dicts."""
+    """A stand-in for a class of named tuples, whose objects are dicts."""
 
-    def new(kind: type, *values: Any) -> dict[str, Any]:
+    def new(cls: type, *values: Any) -> dict[str, Any]:
         return dict(zip(fields, values, strict=True))
 
     return type(str(name), (), {"__new__": new})
@@ -114,6 +114,7 @@ class _Reader(pickle.Unpickler):
 
 
 def _plain(value: Any) -> Any:
+    """The value with numpy arrays in place of their stand-ins."""
     if isinstance(value, _Array):
         return value.plain()
     if isinstance(value, Mapping):
@@ -122,15 +123,15 @@ def _plain(value: Any) -> Any:
 
 
 def read_haiku_pickle(path: str | Path) -> dict[str, Any]:
-    """Dicts, numbers and numpy arrays of a pickled checkpoint.
+    """The content of a pickled checkpoint: dicts, numbers and numpy arrays.
 
     Raises:
-        ValueError: a damaged file, or one that holds anything else.
+        ValueError: the file is damaged, or holds anything else.
     """
     try:
         with Path(path).open("rb") as handle:
             content = _plain(_Reader(handle).load())
-    except Exception as error:  # a hostile file can make the reader fail in any way; none of them does anything
+    except Exception as error:  # a hostile file can make the reader fail with any error, but cannot do harm
         raise ValueError(f"{path} was not read: it is no pickle of numpy arrays ({error})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} was not read: it holds no checkpoint but a {type(content).__name__}")

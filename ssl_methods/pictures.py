@@ -10,6 +10,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from albef_hf.data.arguments import DataArguments
 from albef_hf.data.images import decode_image
 from albef_hf.data.sources import load_corpus
+from albef_hf.evaluation.mode import evaluation_mode
 from albef_hf.evaluation.probes import extract_features
 from albef_hf.gathering import gather_rows, rank, world_size
 
@@ -58,11 +59,8 @@ class Pictures:
 
     def features(self, backbone: nn.Module, device: torch.device | str = "cpu") -> torch.Tensor:
         """Pooled features (pictures, width) on all ranks."""
-        training = backbone.training
-        backbone.eval()
-        found = self.encode(lambda pixels: backbone(pixels).pooled, device)
-        backbone.train(training)
-        return found
+        with evaluation_mode(backbone):
+            return self.encode(lambda pixels: backbone(pixels).pooled, device)
 
 
 def load_pictures(arguments: DataArguments, size: int, channels: int) -> tuple[Pictures, Pictures] | None:

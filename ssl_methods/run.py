@@ -25,7 +25,7 @@ from albef_hf.training.launch import Run
 
 from . import METHODS
 from .data import build_two_view_data
-from .figures import draw_map, draw_neighbours, draw_views
+from .figures import draw_map, draw_neighbors, draw_views
 from .method import ImageMethod
 from .pictures import load_pictures, pixel_statistics
 
@@ -82,11 +82,11 @@ class ImageRun(Run):
         self.evaluation_name = "" if self.pictures is None else f"{name}, dino-knn"
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Nearest-neighbour accuracy of the online encoder. On all ranks."""
+        """Nearest-neighbor accuracy of the online encoder. On all ranks."""
         assert self.pictures is not None and isinstance(model, ImageMethod)
-        return self._neighbours([part.features(model.backbone, self.accelerator.device) for part in self.pictures])
+        return self._neighbors([part.features(model.backbone, self.accelerator.device) for part in self.pictures])
 
-    def _neighbours(self, features: Sequence[torch.Tensor]) -> dict[str, float]:
+    def _neighbors(self, features: Sequence[torch.Tensor]) -> dict[str, float]:
         """features: of the training and the test pictures."""
         assert self.pictures is not None
         train, test = (part.labels for part in self.pictures)
@@ -135,9 +135,9 @@ class ImageRun(Run):
             )
             sections += [
                 picture_section(
-                    "Nearest neighbours",
+                    "Nearest neighbors",
                     "Eight test pictures drawn at random with a fixed seed, and the six nearest to each.",
-                    draw_neighbours(features[1], test, labels, folder / "neighbours.png"),
+                    draw_neighbors(features[1], test, labels, folder / "neighbours.png"),
                 ),
                 picture_section(
                     "Map",
@@ -153,7 +153,7 @@ class ImageRun(Run):
         assert self.pictures is not None
         train, test = (part.labels for part in self.pictures)
         regression = logistic_regression(features[0], train, features[1], test)
-        metrics = self._neighbours(features) | {"logistic_regression": regression["accuracy"]}
+        metrics = self._neighbors(features) | {"logistic_regression": regression["accuracy"]}
         row = {"kind": "evaluation", "step": step, "name": self.evaluation_name, "metrics": metrics}
         append_row(folder / "log.jsonl", row)
         for name, value in metrics.items():

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from albef_hf.data import augmentation
-from albef_hf.data.augmentation import AUGMENTATIONS, build_augmentation, random_colours, random_crop, random_operation
+from albef_hf.data.augmentation import AUGMENTATIONS, build_augmentation, random_colors, random_crop, random_operation
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8))
 
@@ -38,8 +38,8 @@ def test_the_same_generator_gives_the_same_view(name):
 
 
 def test_operations_have_the_published_magnitudes():
-    grey = Image.new("RGB", (64, 64), (100, 100, 100))
-    assert apply(3, grey)[0, 0, 0] == 136  # brightness 1.36
+    gray = Image.new("RGB", (64, 64), (100, 100, 100))
+    assert apply(3, gray)[0, 0, 0] == 136  # brightness 1.36
     line = Image.new("RGB", (64, 64))
     line.paste((255, 255, 255), (32, 0, 33, 64))
     for side, shift in ((0.0, -7), (0.9, 7)):
@@ -51,7 +51,7 @@ def test_operations_have_the_published_magnitudes():
     turned = apply(9, line)[:, :, 0]
     slope = (float(turned[52].argmax()) - float(turned[12].argmax())) / 40
     assert abs(np.degrees(np.arctan(slope))) == pytest.approx(21, abs=2)
-    assert (apply(7, Image.new("RGB", (64, 64)))[:, -1] == 128).all()  # grey ground
+    assert (apply(7, Image.new("RGB", (64, 64)))[:, -1] == 128).all()  # gray ground
 
 
 def test_each_operation_comes_equally_often_and_is_applied_half_of_the_time(monkeypatch):
@@ -94,7 +94,7 @@ def test_unknown_names_are_answered_with_the_nearest():
         build_augmentation("albef", 8, (0.5,) * 3, (0.5,) * 3, flipp=0.1)
 
 
-class Colours:
+class Colors:
     """A generator whose hue, saturation, contrast and brightness are given."""
 
     def __init__(self, *draws: float) -> None:
@@ -105,26 +105,32 @@ class Colours:
         return self.draws
 
 
-def test_colours_change_as_drawn():
+def test_colors_change_as_drawn():
     pixels = 0.3 + 0.4 * torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(random_colours(pixels, 0.0, np.random.default_rng(0)), pixels, atol=1e-6)
-    weights = torch.tensor(augmentation.GREY_WEIGHTS)[:, None, None]
+    assert torch.allclose(random_colors(pixels, 0.0, np.random.default_rng(0)), pixels, atol=1e-6)
+    weights = torch.tensor(augmentation.GRAY_WEIGHTS)[:, None, None]
     chroma = pixels - (weights * pixels).sum(0)
 
-    # Hue: the colour beside the grey axis turns by 63 degrees.
-    turned = random_colours(pixels, 1.0, Colours(1, 0, 0, 0))
+    # Hue: the color beside the gray axis turns by 63 degrees.
+    turned = random_colors(pixels, 1.0, Colors(1, 0, 0, 0))
     axis = torch.full((3,), 3**-0.5)
     flat = [part - axis[:, None, None] * (axis[:, None, None] * part).sum(0) for part in (pixels, turned)]
     cosine = (flat[0] * flat[1]).sum(0) / (flat[0].norm(dim=0) * flat[1].norm(dim=0))
     assert torch.allclose(torch.rad2deg(cosine.arccos()), torch.tensor(63.0), atol=0.1)
 
-    faded = random_colours(pixels, 1.0, Colours(0, -1, 0, 0))
+    faded = random_colors(pixels, 1.0, Colors(0, -1, 0, 0))
     assert torch.allclose(faded, pixels - 0.6 * chroma, atol=1e-6)
-    sharper = random_colours(pixels, 0.5, Colours(0, 0, 1, 0))
+    sharper = random_colors(pixels, 0.5, Colors(0, 0, 1, 0))
     assert torch.allclose(sharper, pixels.mean() + 1.2 * (pixels - pixels.mean()), atol=1e-6)
-    assert torch.allclose(random_colours(pixels, 1.0, Colours(0, 0, 0, -1)), 0.6 * pixels, atol=1e-6)
+    assert torch.allclose(random_colors(pixels, 1.0, Colors(0, 0, 0, -1)), 0.6 * pixels, atol=1e-6)
 
 
-def test_colours_are_an_option_of_every_augmentation():
-    plain, coloured = (build_augmentation("none", 32, (0.5,) * 3, (0.5,) * 3, colours=c) for c in (0.0, 1.0))
-    assert not torch.equal(plain(PICTURE, np.random.default_rng(0)), coloured(PICTURE, np.random.default_rng(0)))
+def test_colors_are_an_option_of_every_augmentation_and_may_have_their_former_name():
+    plain, colored, former = (
+        build_augmentation("none", 32, (0.5,) * 3, (0.5,) * 3, **options)(PICTURE, np.random.default_rng(0))
+        for options in ({"colors": 0.0}, {"colors": 1.0}, {"colours": 1.0})
+    )
+    assert not torch.equal(plain, colored)
+    assert torch.equal(colored, former)
+    with pytest.raises(ValueError, match="'colours' is the former name of 'colors'; give only 'colors'"):
+        build_augmentation("none", 32, (0.5,) * 3, (0.5,) * 3, colors=0.5, colours=1.0)

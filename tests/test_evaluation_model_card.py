@@ -173,6 +173,14 @@ def test_the_built_in_corpus_is_attributed(folders):
     assert "| my pictures | CC0 | me |" in own and "windows" not in own
 
 
+@pytest.mark.parametrize("name", ["config.yaml", "versions.json", "log.jsonl"])
+def test_a_damaged_file_of_a_run_is_named(folders, name):
+    run, model = folders
+    (run / name).write_text("[1, 2\n{", encoding="utf-8")
+    with pytest.raises(ValueError, match=name):
+        write_model_card(run, model)
+
+
 def test_an_empty_run_still_has_a_card(tmp_path):
     card = write_model_card(tmp_path, tmp_path).read_text(encoding="utf-8")
     assert front_matter(card)["library_name"] == "transformers" and "Not recorded." in card

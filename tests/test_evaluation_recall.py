@@ -1,7 +1,5 @@
 """Recall arithmetic: hand-made matrices, ties, several right answers, chance, and the metric module."""
 
-import socket
-
 import evaluate
 import numpy as np
 import pytest
@@ -99,15 +97,6 @@ def test_what_cannot_be_measured_is_named():
         recall_from_scores(torch.zeros(1, 1), ["a"], ["x"])
     with pytest.raises(ValueError, match="got 0 and 1"):
         recall_from_scores(torch.zeros(0, 1), [], ["x"])
-
-
-@pytest.fixture
-def no_network(monkeypatch):
-    def refuse(*arguments):
-        raise AssertionError(f"a connection was tried: {arguments}")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
 def test_the_metric_module_loads_offline_and_agrees(no_network, tmp_path):

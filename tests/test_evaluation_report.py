@@ -12,7 +12,7 @@ from PIL import Image
 
 from albef_hf.data.retrieval import RetrievalData
 from albef_hf.evaluation import RetrievalResult
-from albef_hf.reporting.curves import plot_curves
+from albef_hf.reporting.curves import draw_curves, plot_curves
 from albef_hf.reporting.log import RunLog, read_log
 from albef_hf.reporting.report import write_report
 
@@ -198,24 +198,24 @@ def test_curves_of_odd_logs(tmp_path, rows):
     assert write_report(tmp_path, None, None).exists()
 
 
-def test_each_loss_is_drawn_with_its_chance_level(tmp_path, monkeypatch):
-    drawn = {}
-    from albef_hf.reporting import curves
-
-    monkeypatch.setattr(
-        curves, "_chance_line", lambda axes, level, label: drawn.setdefault(axes.get_title("left"), level)
-    )
+def test_each_loss_is_drawn_with_its_chance_level(tmp_path):
     run = {**RUN, "chance": {"loss_itc": 4.0, "loss_itm": 0.6, "loss_redundancy": 2.5}}
     rows = [train_row(step, loss_redundancy=2.0) for step in (1, 2)]
     evaluation = {"kind": "evaluation", "step": 2, "name": "toys", "metrics": {"image_to_text_r10": 0.5}}
     write_log(tmp_path / "log.jsonl", [run, *rows, {**evaluation, "chance": {"image_to_text_r10": 0.1}}])
-    plot_curves(tmp_path / "log.jsonl", tmp_path / "curves.png")
+    drawn = {}
+    for axes in draw_curves(read_log(tmp_path / "log.jsonl")).axes:
+        levels = [line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == "--"]
+        labels = [text.get_text() for text in axes.texts if text.get_text().startswith("chance")]
+        assert len(levels) == len(labels) <= 1
+        if levels:
+            drawn[axes.get_title("left")] = (levels[0], labels[0])
     assert drawn == {
-        "Total loss": pytest.approx(7.1),
-        "Image-text contrast": 4.0,
-        "Image-text matching": 0.6,
-        "redundancy": 2.5,
-        "Retrieval R@10: toys": 0.1,
+        "Total loss": (pytest.approx(7.1), "chance 7.1"),
+        "Image-text contrast": (4.0, "chance 4"),
+        "Image-text matching": (0.6, "chance 0.6"),
+        "redundancy": (2.5, "chance 2.5"),
+        "Retrieval R@10: toys": (0.1, "chance 10.00%"),
     }
 
 

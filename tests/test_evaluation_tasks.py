@@ -1,12 +1,10 @@
 """Metrics of question answering, classification and grounding: hand-made cases, and the modules that load offline."""
 
-import socket
-
 import evaluate
 import pytest
 
 from albef_hf.evaluation import GROUNDING_ACCURACY, LABEL_ACCURACY, VQA_ACCURACY
-from albef_hf.evaluation.answers import CONTRACTIONS, answer_accuracy, answer_metrics, normalise_answer
+from albef_hf.evaluation.answers import CONTRACTIONS, answer_accuracy, answer_metrics, normalize_answer
 from albef_hf.evaluation.classification import SNLI_VE_LABELS, classification_metrics, majority
 
 
@@ -39,7 +37,7 @@ from albef_hf.evaluation.classification import SNLI_VE_LABELS, classification_me
     ],
 )
 def test_answers_are_cleaned_up_as_by_the_official_scorer(answer, expected):
-    assert normalise_answer(answer) == expected
+    assert normalize_answer(answer) == expected
 
 
 def test_the_table_of_contractions_misses_one_apostrophe_each():
@@ -100,15 +98,6 @@ def test_the_majority_is_the_most_frequent():
     assert majority(["no", "yes", "yes"]) == "yes" and majority([3, 1]) == 3
     with pytest.raises(ValueError, match="no majority"):
         majority([])
-
-
-@pytest.fixture
-def no_network(monkeypatch):
-    def refuse(*arguments):
-        raise AssertionError(f"a connection was tried: {arguments}")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
 def test_the_metric_modules_load_offline(no_network, tmp_path):

@@ -11,7 +11,7 @@ from transformers.models.vit import modeling_vit
 
 from albef_hf.configuration_albef import AlbefTextConfig
 from albef_hf.evaluation.boxes import (
-    centre_box,
+    center_box,
     check_box,
     grounding_accuracy,
     hottest_region,
@@ -200,8 +200,8 @@ def test_the_hottest_region_is_connected():
 
 def test_baselines_need_no_model():
     boxes = np.array([[0, 0, 4, 4], [8, 3, 4, 4], [16, 0, 4, 4], [8, 4, 4, 4]])
-    assert centre_box(20, 10, boxes).tolist() == [8, 3, 4, 4]
-    assert centre_box(20, 10).tolist() == [5, 2.5, 10, 5]
+    assert center_box(20, 10, boxes).tolist() == [8, 3, 4, 4]
+    assert center_box(20, 10).tolist() == [5, 2.5, 10, 5]
     # Of four proposals two overlap enough with the second; none with the other reference.
     references = np.array([[8, 3, 4, 4], [0, 8, 2, 2]])
     assert random_box_accuracy([boxes, boxes], references) == pytest.approx((2 / 4 + 0) / 2)

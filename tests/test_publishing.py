@@ -10,15 +10,16 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
-import yaml
 from helpers import tiny_model
 from safetensors.torch import load_file, save_file
 from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
 from albef_hf import AlbefForPreTraining
+from albef_hf.data.arguments import DataArguments
 from albef_hf.remote_code import FILES
 from albef_hf.reporting.model_card import write_model_card
 from albef_hf.reporting.publishing import stage
+from albef_hf.training.arguments import ModelArguments, TrainingArguments, resolved
 from albef_hf.training.checkpoints import save_checkpoint
 
 ROOT = Path(__file__).parent.parent
@@ -33,8 +34,9 @@ def run(tmp_path, model_folder, monkeypatch):
     monkeypatch.setenv("MY_SERVICE_TOKEN", SECRET)
     folder = tmp_path / "run"
     shutil.copytree(model_folder, folder / "model")
-    config = {"dataset": DATA, "image_root": "zqward/images", "vision_model": f"{DATA}/privatevit", "note": TOKEN}
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    data = DataArguments(dataset=DATA, image_root="zqward/images")
+    groups = (ModelArguments(vision_model=f"{DATA}/privatevit"), data, TrainingArguments(output_dir=str(folder)))
+    (folder / "config.yaml").write_text(resolved(*groups) + f"note: {TOKEN}\n")
     (folder / "log.jsonl").write_text(json.dumps({"kind": "run", "method": "albef", "dataset": DATA}) + "\n")
     (folder / "rejected.jsonl").write_text(json.dumps({"row": f"{DATA}/1.png"}))
     model = tiny_model()

@@ -16,7 +16,8 @@ from albef_hf.data.arguments import DataArguments
 from albef_hf.data.retrieval import build_retrieval_data
 from albef_hf.evaluation import evaluate_retrieval
 from albef_hf.evaluation.recall import best_ranks, group_codes, recall_from_ranks
-from albef_hf.inference.retriever import fingerprint, nearest
+from albef_hf.inference.exact_search import nearest
+from albef_hf.inference.index_files import fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +186,7 @@ def test_what_cannot_be_searched_says_why(retriever, model_folder, data, tmp_pat
 
 
 def test_exact_search_in_blocks_equals_one_product(monkeypatch):
-    from albef_hf.inference import retriever as module
+    from albef_hf.inference import exact_search as module
 
     monkeypatch.setattr(module, "SIMILARITIES_AT_ONCE", 16 * 7)
     generator = torch.Generator().manual_seed(0)

@@ -12,8 +12,8 @@ from ssl_methods.augment import (
     BRIGHTNESS,
     CONTRAST,
     FLIP,
-    GREY_AFTER,
-    GREY_BEFORE,
+    GRAY_AFTER,
+    GRAY_BEFORE,
     HUE,
     ORDER,
     RECIPES,
@@ -40,7 +40,7 @@ def drawn(recipe, count=20_000, seed=0):
     return np.stack([draw_view(recipe, generator) for _ in range(count)])
 
 
-# name: per view (lowest scale, jitter, p of jitter, grey, blur, solarize, flip)
+# name: per view (lowest scale, jitter, p of jitter, gray, blur, solarize, flip)
 PUBLISHED = {
     "moco_v1": [(0.2, (0.4, 0.4, 0.4, 0.4), 1.0, 0.2, 0.0, 0.0, 0.5)] * 2,
     "moco_v2": [(0.2, (0.4, 0.4, 0.4, 0.1), 0.8, 0.2, 0.5, 0.0, 0.5)] * 2,
@@ -54,8 +54,8 @@ PUBLISHED = {
 def test_recipes_have_the_published_numbers(name):
     for recipe, numbers in zip(RECIPES[name], PUBLISHED[name], strict=True):
         r = recipe
-        assert (r.scale[0], r.jitter, r.jitter_probability, r.grey, r.blur, r.solarize, r.flip) == numbers
-    assert all(r.grey_first == (name == "moco_v1") for r in RECIPES[name])
+        assert (r.scale[0], r.jitter, r.jitter_probability, r.gray, r.blur, r.solarize, r.flip) == numbers
+    assert all(r.gray_first == (name == "moco_v1") for r in RECIPES[name])
     assert all((r.interpolation == "bicubic") == (name in ("byol", "barlow_twins")) for r in RECIPES[name])
     assert all(r.additive == (name == "byol") and r.attempts == (1 if name == "byol" else 10) for r in RECIPES[name])
 
@@ -65,7 +65,7 @@ def test_what_is_drawn_follows_the_recipe():
     numbers = drawn(recipe)
     tolerance = 4 * math.sqrt(0.25 / len(numbers))
     assert numbers[:, FLIP].mean() == pytest.approx(0.5, abs=tolerance)
-    assert numbers[:, GREY_AFTER].mean() == pytest.approx(0.2, abs=tolerance) and not numbers[:, GREY_BEFORE].any()
+    assert numbers[:, GRAY_AFTER].mean() == pytest.approx(0.2, abs=tolerance) and not numbers[:, GRAY_BEFORE].any()
     assert (numbers[:, SIGMA] > 0).mean() == pytest.approx(0.1, abs=tolerance)
     assert numbers[:, SOLARIZE].mean() == pytest.approx(0.2, abs=tolerance)
     for column, most, middle in ((BRIGHTNESS, 0.4, 1), (CONTRAST, 0.4, 1), (SATURATION, 0.2, 1), (HUE, 0.1, 0)):
@@ -81,7 +81,7 @@ def test_what_is_drawn_follows_the_recipe():
 def test_tensors_do_what_pillow_does():
     """The same numbers through both; Pillow rounds to eight bits after each operation and approximates the blur."""
     source = picture()
-    recipe = view_recipes("moco_v3", solarize=0.3, blur=0.5, grey=0.3)[0]
+    recipe = view_recipes("moco_v3", solarize=0.3, blur=0.5, gray=0.3)[0]
     numbers = drawn(recipe, 120)
     by_pillow = torch.stack([to_unit_range(augment_pillow(source, row)) for row in numbers])
     by_tensors = augment_tensors(to_unit_range(source).repeat(120, 1, 1, 1), torch.from_numpy(numbers).float())
@@ -95,8 +95,8 @@ def test_each_operation_alone_agrees_with_pillow():
     source = picture(seed=3)
     plain = np.array([0, 0, 1, 1, 1, 0, 0, 1, 2, 3, 0, 0, 0], dtype=float)
     for column, value in (
-        (FLIP, 1), (GREY_BEFORE, 1), (BRIGHTNESS, 1.4), (CONTRAST, 0.6), (SATURATION, 1.4), (HUE, 0.1), (HUE, -0.4),
-        (GREY_AFTER, 1), (SIGMA, 1.7), (SOLARIZE, 1),
+        (FLIP, 1), (GRAY_BEFORE, 1), (BRIGHTNESS, 1.4), (CONTRAST, 0.6), (SATURATION, 1.4), (HUE, 0.1), (HUE, -0.4),
+        (GRAY_AFTER, 1), (SIGMA, 1.7), (SOLARIZE, 1),
     ):  # fmt: skip
         numbers = plain.copy()
         numbers[column] = value
@@ -115,7 +115,7 @@ def test_a_batch_is_changed_picture_by_picture_each_in_its_own_order(additive):
     plain = torch.tensor([0, 0, 1, 1, 1, 0, 0, 1, 2, 3, 0, 0, 0]).float()
     expected = []
     for picture, own in zip(pixels, numbers, strict=True):
-        operations = [FLIP, *(BRIGHTNESS + operation for operation in own[ORDER].int().tolist()), GREY_AFTER]
+        operations = [FLIP, *(BRIGHTNESS + operation for operation in own[ORDER].int().tolist()), GRAY_AFTER]
         for column in operations:
             single = plain.clone()
             single[column] = own[column]
@@ -125,7 +125,7 @@ def test_a_batch_is_changed_picture_by_picture_each_in_its_own_order(additive):
     assert torch.equal(pixels, before)
 
 
-def test_byols_colours_are_its_own():
+def test_byols_colors_are_its_own():
     pixels = torch.full((1, 3, 4, 4), 0.2)
     pixels[:, 0] = 0.6
     numbers = torch.tensor([[0, 0, 1.3, 1, 1, 0, 0, 1, 2, 3, 0, 0, 0]])
@@ -150,6 +150,13 @@ def test_options_and_their_errors():
         view_recipes("moco_v4")
     with pytest.raises(ValueError, match="unknown augmentation_options 'blurr'; did you mean 'blur'"):
         view_recipes("byol", blurr=1.0)
+
+
+def test_former_names_of_options_are_read():
+    today = view_recipes("moco_v2", gray=[0.5, 0.1], gray_first=True)
+    assert today == view_recipes("moco_v2", grey=[0.5, 0.1], grey_first=True) != RECIPES["moco_v2"]
+    with pytest.raises(ValueError, match="'grey' is the former name of 'gray'; give only 'gray'"):
+        view_recipes("moco_v2", grey=0.5, gray=0.1)
 
 
 # -- batches ----------------------------------------------------------------------------------------------------------
@@ -195,7 +202,7 @@ def test_pillow_and_tensors_are_chosen_by_config():
         batches(1, augmentation="byol", augmentation_device="pillow")
 
 
-def test_grey_pictures():
+def test_gray_pictures():
     data = build_two_view_data(digits(), image_size=16, channels=1, mean=(0.5,), std=(0.25,), batch_size=4, seed=0)
     batch = next(data.batches())
     batch.pop("rejected")

@@ -1,1 +1,1 @@
-"""Published ALBEF weights in and out, one file a layout."""
+"""Published ALBEF weights -> our models, and back."""

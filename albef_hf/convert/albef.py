@@ -1,4 +1,4 @@
-"""Published ALBEF checkpoints -> our models, and back. The names are in `original_layouts.py`."""
+"""Published ALBEF checkpoints -> our models, and back. The names are in `layouts.py`."""
 
 import importlib
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ from .state import (
 )
 from .torchmultimodal import from_torchmultimodal, is_torchmultimodal
 
-# Imported when asked for: task -> module of albef_hf, class.
+# Task -> module of albef_hf and class, which are imported when they are needed.
 MODELS = {
     "pretraining": ("modeling_albef_pretraining", "AlbefForPreTraining"),
     "retrieval": ("modeling_albef_retrieval", "AlbefForImageTextRetrieval"),
@@ -36,7 +36,7 @@ MODELS = {
 }
 OPTIONS = ("vision_heads", "text_heads", "image_size")
 
-# What fine-tuned weights are published without, and how it starts.
+# Parts that published fine-tuned weights lack, by the beginning of their names, and how they start.
 _STARTS = {
     "momentum_copy.": "equal to the weights they follow: the file has no momentum copies",
     "image_queue.": "from random rows: the file has no queues",
@@ -48,7 +48,7 @@ def model_class(task: str) -> type[AlbefPreTrainedModel]:
     """The class of a task's model.
 
     Raises:
-        ValueError: an unknown task, or one without a class.
+        ValueError: the task is unknown, or has no class.
     """
     if task not in MODELS:
         raise ValueError(f"task must be one of {', '.join(MODELS)}, not {task!r}")
@@ -60,15 +60,15 @@ def model_class(task: str) -> type[AlbefPreTrainedModel]:
 
 
 def infer_config(state: Mapping[str, torch.Tensor], *, task: str | None = None, **options: int) -> AlbefConfig:
-    """Sizes read from the shapes of a published checkpoint of any task.
+    """The configuration of a published checkpoint of any task, from the shapes of its weights.
 
     Args:
-        task: one of `original_layouts.TASKS`; sniffed where left out.
-        options: what shapes do not tell: `vision_heads`, `text_heads` (width / 64 where left out), and `image_size`
-            to use the model at another size than it was trained at.
+        task: one of `layouts.TASKS`; recognized from the names where left out.
+        options: what shapes do not tell: `vision_heads` and `text_heads` (width / 64 where left out), and
+            `image_size`, to use the model at another image size than it was trained at.
 
     Raises:
-        ValueError: an unknown option, or weights without which the sizes are unknown.
+        ValueError: an option is unknown, or weights are missing from which sizes are read.
     """
     task = sniff_task(state) if task is None else check_task(task)
     unknown = set(options) - set(OPTIONS)
@@ -120,7 +120,7 @@ def infer_config(state: Mapping[str, torch.Tensor], *, task: str | None = None, 
 
 
 def _resize_tables(converted: dict[str, torch.Tensor], config: AlbefConfig, report: KeyReport) -> None:
-    """Position tables of the image encoders, bicubically, where the configuration is for another size of image."""
+    """Resize the position tables of the image encoders, if the configuration has another image size. Bicubic."""
     vision = config.vision_config
     if not isinstance(vision.image_size, int):
         return
@@ -134,29 +134,30 @@ def _resize_tables(converted: dict[str, torch.Tensor], config: AlbefConfig, repo
             report.changed[name] = f"from {tokens} to {side * side + 1} positions, for {vision.image_size} pixels"
 
 
-def _place(tensor: torch.Tensor) -> tuple[int, torch.Size]:
+def _memory(tensor: torch.Tensor) -> tuple[int, torch.Size]:
+    """The same for tensors that the model ties."""
     return tensor.data_ptr(), tensor.shape
 
 
 def _account(model: AlbefPreTrainedModel, converted: Mapping[str, torch.Tensor], report: KeyReport) -> None:
-    """Name what the model has and the checkpoint has not."""
-    own = saved_state(model)
-    # Of tensors that the model ties, the checkpoint's conversion holds one.
-    arrived = {_place(tensor) for name, tensor in own.items() if name in converted and tensor.numel()}
-    for name, tensor in own.items():
-        if name in converted or _place(tensor) in arrived:
+    """Report what the model has and the checkpoint lacks: `started` by design, or `missing`."""
+    state = saved_state(model)
+    # Of tensors that the model ties, only one comes from the checkpoint.
+    loaded = {_memory(tensor) for name, tensor in state.items() if name in converted and tensor.numel()}
+    for name, tensor in state.items():
+        if name in converted or _memory(tensor) in loaded:
             continue
         part = next((prefix for prefix in _STARTS if name.startswith(prefix)), None)
         if name.endswith((".updates", ".ids")):
             report.started[name] = "from nothing: the publication does not keep it"
         elif part is None or any(other.startswith(part) for other in converted):
-            report.missing.append(name)  # without any of its part it would be by design; with some, the rest got lost
+            report.missing.append(name)  # a part may be absent as a whole; where some of it came, the rest got lost
         else:
             report.started[name] = _STARTS[part]
 
 
 def saved_state(model: AlbefPreTrainedModel) -> dict[str, torch.Tensor]:
-    """The state dict under the names of a saved folder, which for a ViT differ from those of the live module."""
+    """The state dict under the names of a saved folder. For a ViT they differ from the names in the live module."""
     return revert_weight_conversion(model, model.state_dict())
 
 
@@ -168,14 +169,14 @@ def convert_checkpoint(
     ignore: Sequence[str] = (),
     **options: int,
 ) -> tuple[AlbefPreTrainedModel, KeyReport]:
-    """As `load_original_checkpoint`, with the report of what became of each name."""
+    """`load_original_checkpoint`, which also returns the report of what became of each name."""
     state = read_state(source)
     if is_torchmultimodal(state):
         state = from_torchmultimodal(state)
     ignored = {name: "as asked" for name in state if ignore and name.startswith(tuple(ignore))}
     state = {name: tensor for name, tensor in state.items() if name not in ignored}
     task = task or sniff_task(state)
-    kind = model_class(task)
+    model_type = model_class(task)
     if config is None:
         config = infer_config(state, task=task, **options)
     elif options:
@@ -185,29 +186,28 @@ def convert_checkpoint(
     where = source if isinstance(source, (str, Path)) else "the state dict"
     if report.unexpected:
         raise ValueError(f"{where} has names outside the published {task} layout:\n{report}")
-    if isinstance(
-        source, Mapping
-    ):  # loading takes tensors over as they are, and training must not change the caller's
+    if isinstance(source, Mapping):
+        # Loading keeps the tensors themselves, and training the model must not change those of the caller.
         converted = {name: tensor.clone() for name, tensor in converted.items()}
     _resize_tables(converted, config, report)
-    model, loading = kind.from_pretrained(
+    model, loading = model_type.from_pretrained(
         None,
         config=config,
         state_dict=converted,
         output_loading_info=True,
-        ignore_mismatched_sizes=True,  # so that it is we who report them
+        ignore_mismatched_sizes=True,  # they are reported below
         dtype=state["visual_encoder.cls_token"].dtype,
     )
     wrong = [
-        f"{name}: {tuple(found)} in the checkpoint, {tuple(own)} in the model"
-        for name, found, own in loading["mismatched_keys"]
+        f"{name}: {tuple(found)} in the checkpoint, {tuple(expected)} in the model"
+        for name, found, expected in loading["mismatched_keys"]
     ]
     if wrong:
         raise ValueError(f"{where} does not fit the configuration: " + "; ".join(sorted(wrong)[:5]))
     report.unexpected += sorted(loading["unexpected_keys"])
     _account(model, converted, report)
     if not report.explained:
-        raise ValueError(f"{where} does not fit {kind.__name__}:\n{report}")
+        raise ValueError(f"{where} does not fit {model_type.__name__}:\n{report}")
     return model, report
 
 
@@ -219,35 +219,38 @@ def load_original_checkpoint(
     ignore: Sequence[str] = (),
     **options: int,
 ) -> AlbefPreTrainedModel:
-    """A published ALBEF checkpoint as our model: pre-training, retrieval, question answering, visual reasoning (NLVR2)
-    and its text assignment, or visual entailment. Momentum copies and queues are kept where the file has them.
+    """Load a published ALBEF checkpoint as one of our models.
+
+    Its task may be pre-training, retrieval, question answering, visual reasoning (NLVR2), text assignment, or visual
+    entailment. Momentum copies and queues are kept where the file has them.
 
     Args:
-        path_or_state_dict: a `.pth`, `.pt` or `.safetensors` file, or its content; weights may stand alone or under
-            `model` or `state_dict`, with `module.` before their names or without. Nothing in the file is executed.
-        config: read from the shapes where left out.
-        task: one of `original_layouts.TASKS`; sniffed where left out.
-        ignore: names that begin so are left out.
+        path_or_state_dict: a `.pth`, `.pt` or `.safetensors` file, or its content. The weights may be the whole
+            content or under `model` or `state_dict`, and `module.` may precede their names. Nothing in the file is
+            executed.
+        config: read from the shapes of the weights where left out.
+        task: one of `layouts.TASKS`; recognized from the names where left out.
+        ignore: names that begin with one of these are left out.
         options: see `infer_config`.
 
     Raises:
-        ValueError: a file that cannot be read safely, a name outside the published layout, a weight that the model
-            needs and the file lacks, or one that does not fit the configuration.
+        ValueError: the file cannot be read safely, a name is not in the published layout, a weight that the model
+            needs is missing, or a weight does not fit the configuration.
     """
     return convert_checkpoint(path_or_state_dict, config, task=task, ignore=ignore, **options)[0]
 
 
 def export_original_checkpoint(model: AlbefPreTrainedModel, momentum: bool = True) -> dict[str, torch.Tensor]:
-    """The weights of one of our models under the published names, to run in the published code.
+    """The weights of one of our models under the published names, for use with the published code.
 
     Args:
-        momentum: with momentum copies and queues, as the published training scripts save them; without, as the
-            published fine-tuned weights.
+        momentum: include momentum copies and queues, as the published training scripts save them. The published
+            fine-tuned weights do not have them.
 
-    Returns: a state dict; the published scripts read it as `torch.save({"model": state}, path)`.
+    Returns: a state dict. The published scripts read it from a file made by `torch.save({"model": state}, path)`.
 
     Raises:
-        ValueError: a model without a published layout, or an image encoder other than a ViT.
+        ValueError: the model has no published layout, or its image encoder is not a ViT.
     """
     tasks = [task for task, (_, name) in MODELS.items() if name == type(model).__name__]
     if not tasks:

@@ -1,4 +1,4 @@
-"""Reading other people's checkpoint files. Nothing in them is ever executed."""
+"""Reading checkpoint files that others made. Nothing in them is ever executed."""
 
 import argparse
 import pickle
@@ -16,14 +16,14 @@ CONTAINERS = ("model", "state_dict")
 
 
 def read_file(path: str | Path) -> Any:
-    """What a `.pth`, `.pt`, `.pth.tar` or `.safetensors` file holds: tensors and plain values.
+    """The tensors and plain values in a `.pth`, `.pt`, `.pth.tar` or `.safetensors` file.
 
-    torch's restricted reader makes tensors, dicts, lists, strings and numbers, and refuses everything else. One class
-    is allowed beside them, since training scripts save their command line with the weights: `argparse.Namespace`,
-    which holds attributes and runs nothing. There is no way round the refusal.
+    torch's restricted reader creates tensors, dicts, lists, strings and numbers, and refuses everything else. One more
+    class is allowed, since training scripts save their command line with the weights: `argparse.Namespace`, which only
+    holds attributes. Nothing here turns this check off.
 
     Raises:
-        ValueError: no such file, a damaged one, or one that would need more than that.
+        ValueError: the file does not exist, is damaged, or holds anything else.
     """
     path = Path(path)
     if not path.is_file():
@@ -51,10 +51,15 @@ def read_file(path: str | Path) -> Any:
 
 
 def find_state(content: Any, where: str = "the checkpoint") -> dict[str, torch.Tensor]:
-    """The weights in what a file holds: alone, or under `model` or `state_dict`, `module.` removed from their names.
+    """The weights in the content of a file, without `module.` before their names.
+
+    They are the whole content, or under `model` or `state_dict`.
+
+    Args:
+        where: what the content is, for the error.
 
     Raises:
-        ValueError: no weights are there, or something else is among them.
+        ValueError: there are no weights, or something else is among them.
     """
     for container in CONTAINERS:
         if isinstance(content, Mapping) and isinstance(content.get(container), Mapping):
@@ -72,7 +77,7 @@ def find_state(content: Any, where: str = "the checkpoint") -> dict[str, torch.T
 
 
 def read_state(source: str | Path | Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """The weights of a file, or of what was read from one. See `read_file` and `find_state`."""
+    """The weights in a file, or in the content of one. See `read_file` and `find_state`."""
     if isinstance(source, (str, Path)):
         return find_state(read_file(source), str(source))
     return find_state(source)

@@ -1,9 +1,9 @@
-"""How the published ALBEF code names its weights and how we do: one table, read in both directions.
+"""The published names of ALBEF's weights and ours, in one table that is read in both directions.
 
-Each rule is a published name beside ours. `#` stands for a layer's number and `*` for `weight` or `bias`. Most weights
-change their name only; the fused query-key-value projections of the image encoder, the queues and their pointer change
-their form too. A momentum copy has its original's rules, with `_m` behind the published module and `momentum_copy.`
-before ours.
+Each rule has a published name and ours. `#` stands for the number of a layer, and `*` for `weight` or `bias`. Most
+weights only change their name. The fused query-key-value projections of the image encoder, the queues and their
+pointer change their shape too. Rules of a momentum copy follow from those of its original: `_m` is appended to the
+published module's name, and `momentum_copy.` precedes ours.
 """
 
 from collections.abc import Callable, Iterable
@@ -11,10 +11,17 @@ from dataclasses import dataclass
 
 import torch
 
+from ..losses import IGNORED
+
 
 @dataclass(frozen=True)
 class Rule:
-    """One published tensor <-> one or more of ours."""
+    """One published tensor <-> one or more of ours.
+
+    Args:
+        read: the published tensor -> ours.
+        write: ours -> the published tensor.
+    """
 
     published: str
     ours: tuple[str, ...]
@@ -31,7 +38,7 @@ def _prefix(rules: Iterable[Rule], published: str, ours: str) -> list[Rule]:
 
 
 def _split(fused: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Copies: views of one storage could not be saved one by one."""
+    """Fused query, key and value -> copies of the three; views of one storage could not be saved one by one."""
     return tuple(part.clone() for part in fused.chunk(3))
 
 
@@ -45,8 +52,8 @@ def _queue(name: str) -> Rule:
 
 
 def _read_ids(idx_queue: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """(1, queue) image ids -> (queue, 2) of image ids and unknown caption ids, for each queue."""
-    ids = torch.stack([idx_queue[0], torch.full_like(idx_queue[0], -100)], dim=1)
+    """(1, queue) image ids -> (queue, 2) for each queue: image ids, and -100 for the unknown caption ids."""
+    ids = torch.stack([idx_queue[0], torch.full_like(idx_queue[0], IGNORED)], dim=1)
     return ids, ids.clone()
 
 
@@ -111,15 +118,15 @@ _IDS = [Rule("idx_queue", ("image_queue.ids", "text_queue.ids"), _read_ids, lamb
 
 @dataclass(frozen=True)
 class Layout:
-    """What a task's checkpoint holds.
+    """What the checkpoint of a task holds.
 
     Args:
-        followed: modules with a momentum copy (where the task has copies).
-        rest: what has none.
-        has_copies: are there momentum copies?
-        texts: published prefixes of BERT bodies: each has a `position_ids` buffer.
-        vocabulary_head: published prefix of the vocabulary head's `decoder`, and of the BERT body it is tied to.
-        pairs: do pairs of fusion layers share the keys and values of cross-attention (paper, section 4)?
+        followed: rules of the modules that momentum copies follow, where the task has copies.
+        rest: rules of everything else.
+        has_copies: whether there are momentum copies.
+        texts: published prefixes of the BERT bodies; each has a buffer `position_ids`.
+        vocabulary_head: published prefixes of the vocabulary head, and of the BERT body that its decoder is tied to.
+        pairs: whether pairs of fusion layers share the keys and values of cross-attention (paper section 4).
     """
 
     followed: list[Rule]
@@ -131,6 +138,7 @@ class Layout:
 
     @property
     def rules(self) -> list[Rule]:
+        """All rules, with those of the momentum copies."""
         copies = []
         for rule in self.followed if self.has_copies else ():
             ours = tuple(f"momentum_copy.{name.removeprefix('albef.')}" for name in rule.ours)
@@ -138,12 +146,13 @@ class Layout:
         return [*self.followed, *self.rest, *copies]
 
     def with_copies(self, names: Iterable[str]) -> list[str]:
+        """Published names, and those of their momentum copies where the task has copies."""
         names = list(names)
         return names + ([copied(name) for name in names] if self.has_copies else [])
 
 
 def copied(published: str) -> str:
-    """`text_encoder.bert.x` -> `text_encoder_m.bert.x`."""
+    """The published name of a momentum copy: `text_encoder.bert.x` -> `text_encoder_m.bert.x`."""
     module, dot, rest = published.partition(".")
     return f"{module}_m{dot}{rest}"
 
@@ -185,7 +194,7 @@ LAYOUTS = {
 }
 TASKS = tuple(LAYOUTS)
 
-# What we keep from step to step and the publication does not.
+# State that we save and the publication does not.
 OURS_ALONE = ("momentum_copy.updates", "image_queue.ids", "text_queue.ids")
 
 

@@ -1,4 +1,4 @@
-"""State dicts from the published names to ours and back, with an account of what became of each name."""
+"""State dicts from the published names to ours and back, with a report of what became of each name."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -15,13 +15,13 @@ class KeyReport:
     """What became of each name.
 
     Args:
-        task: one of `TASKS`.
+        task: one of `TASKS`, or the name of another layout.
         matched: published name -> our names.
-        tied: published name -> the published name that holds the same values, and that we keep.
+        tied: published name -> the published name that holds the same values and is kept instead.
         dropped: published name -> why it is left out.
-        unexpected: published names that are not part of the task's layout.
-        started: our names that the checkpoint does not hold and need not -> how they start.
-        missing: our names that the checkpoint should hold.
+        unexpected: published names that are not in the layout.
+        started: our names that the checkpoint may lack and does lack -> how they start.
+        missing: our names that the checkpoint must have and lacks.
         changed: our names whose values were changed -> how.
     """
 
@@ -36,6 +36,7 @@ class KeyReport:
 
     @property
     def explained(self) -> bool:
+        """Whether no name is unexpected or missing."""
         return not (self.unexpected or self.missing)
 
     def __str__(self) -> str:
@@ -67,7 +68,7 @@ _IMAGE_ENCODER_ALONE = "image encoder"
 
 @cache
 def _patterns(task: str, direction: str) -> list[tuple[re.Pattern[str], Rule, int]]:
-    """Names of the task's layout (`published` or `ours`), each with its rule and its place among the rule's own."""
+    """Patterns of all names of a layout, `published` or `ours`, each with its rule and its index in the rule."""
     patterns = []
     for rule in IMAGE_ENCODER if task == _IMAGE_ENCODER_ALONE else LAYOUTS[task].rules:
         for index, name in enumerate((rule.published,) if direction == "published" else rule.ours):
@@ -77,11 +78,12 @@ def _patterns(task: str, direction: str) -> list[tuple[re.Pattern[str], Rule, in
 
 
 def _filled(template: str, blanks: Mapping[str, str]) -> str:
+    """A name of a rule with its blanks `#` and `*` filled."""
     return template.replace("#", blanks.get("number", "")).replace("*", blanks.get("kind", ""))
 
 
 def _find(name: str, task: str, direction: str) -> tuple[Rule, int, dict[str, str]] | None:
-    """The rule of a name, which of the rule's own it is, and what stands in its blanks."""
+    """The rule of a name, the name's index in the rule, and the values of its blanks."""
     for pattern, rule, index in _patterns(task, direction):
         match = pattern.fullmatch(name)
         if match:
@@ -90,6 +92,7 @@ def _find(name: str, task: str, direction: str) -> tuple[Rule, int, dict[str, st
 
 
 def check_task(task: str) -> str:
+    """The task. Raises ValueError if it is unknown."""
     if task not in LAYOUTS:
         raise ValueError(f"task must be one of {', '.join(TASKS)}, not {task!r}")
     return task
@@ -108,10 +111,10 @@ def text_layers(names: Iterable[str]) -> int:
 
 
 def sniff_task(state: Mapping[str, torch.Tensor]) -> str:
-    """Which task's model a published state dict belongs to: one of `TASKS`.
+    """The task whose model a published state dict belongs to, one of `TASKS`, recognized from its names.
 
     Raises:
-        ValueError: it belongs to none.
+        ValueError: it belongs to no task.
     """
     modules = {name.partition(".")[0] for name in state}
     if not {"visual_encoder", "text_encoder"} <= modules:
@@ -125,7 +128,7 @@ def sniff_task(state: Mapping[str, torch.Tensor]) -> str:
         return "text_assignment"
     if "cls_head" in modules:
         fusing = fusion_layers(state)
-        doubled = bool(fusing) and text_layers(state) == 3 * fusing[0]  # 6 layers of text, twice 6 of fusion
+        doubled = bool(fusing) and text_layers(state) == 3 * fusing[0]  # 6 text layers, then twice 6 fusion layers
         rows = state["cls_head.2.bias"].shape[0] if "cls_head.2.bias" in state else 0
         return "visual_reasoning" if doubled and rows == 2 else "visual_entailment"
     if "itm_head" in modules:
@@ -137,7 +140,7 @@ def sniff_task(state: Mapping[str, torch.Tensor]) -> str:
 
 
 def tied_names(names: Iterable[str], task: str) -> dict[str, str]:
-    """Published names that hold the tensor of another published name -> that name. names: those of a state dict."""
+    """Published names that hold the tensor of another published name -> that name. names: all of a state dict."""
     layout = LAYOUTS[task]
     tied = {}
     if layout.vocabulary_head is not None:
@@ -162,18 +165,18 @@ def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
 def convert_state(
     state: Mapping[str, torch.Tensor], task: str | None = None
 ) -> tuple[dict[str, torch.Tensor], KeyReport]:
-    """Published names -> the names of a saved folder of ours. Parts of a state dict may be left out.
+    """Published names -> the names in a folder of ours. Parts of the state dict may be missing.
 
     Args:
-        task: one of `TASKS`; sniffed where left out.
+        task: one of `TASKS`; recognized from the names where left out.
 
-    Returns: the converted state, and what became of each published name.
+    Returns: the converted state dict, and what became of each published name.
 
     Raises:
-        ValueError: an unknown task, or two names that the publication ties and this checkpoint does not.
+        ValueError: the task is unknown, or two tensors that the publication ties are not equal.
     """
     task = sniff_task(state) if task is None else check_task(task)
-    if task != "pretraining":  # fine-tuned weights are published without the prefix, but not all could be looked at
+    if task != "pretraining":  # published fine-tuned weights lack this prefix, but not all of them could be checked
         state = {re.sub(r"^(text_encoder(?:_m)?)\.bert\.", r"\1.", name): tensor for name, tensor in state.items()}
     tied = tied_names(state, task)
     positions = {f"{text}embeddings.position_ids" for text in LAYOUTS[task].with_copies(LAYOUTS[task].texts)}
@@ -201,7 +204,7 @@ def convert_state(
 
 
 def convert_image_encoder(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """A timm ViT by itself -> the names of a saved transformers ViT, and the names that are none of a ViT's."""
+    """The weights of a timm ViT -> those of a saved transformers ViT, and the names that do not belong to a ViT."""
     converted: dict[str, torch.Tensor] = {}
     unexpected = []
     for name, tensor in state.items():
@@ -215,25 +218,25 @@ def convert_image_encoder(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, 
 
 
 def restore_state(state: Mapping[str, torch.Tensor], task: str) -> dict[str, torch.Tensor]:
-    """The way back: names of a saved folder of ours -> published names, with what `convert_state` leaves out.
+    """The names in a folder of ours -> published names. What `convert_state` leaves out is added again.
 
     Raises:
-        ValueError: names that the published layout has no place for.
+        ValueError: the published layout has no place for a name, or a part of a published tensor is missing.
     """
     layout = LAYOUTS[check_task(task)]
     parts: dict[str, tuple[Rule, dict[int, torch.Tensor]]] = {}
-    homeless = []
+    unplaced = []
     for name, tensor in state.items():
         found = _find(name, task, "ours")
         if found is not None:
             rule, index, blanks = found
             parts.setdefault(_filled(rule.published, blanks), (rule, {}))[1][index] = tensor
         elif name not in OURS_ALONE:
-            homeless.append(name)
+            unplaced.append(name)
     incomplete = [name for name, (rule, found) in parts.items() if len(found) < len(rule.ours)]
-    if homeless or incomplete:
+    if unplaced or incomplete:
         raise ValueError(
-            f"the published {task} layout has no place for {homeless[:5]}"
+            f"the published {task} layout has no place for {unplaced[:5]}"
             + (f", and lacks a part of {incomplete[:5]}" if incomplete else "")
         )
     published = {name: rule.write(*(found[i] for i in range(len(rule.ours)))) for name, (rule, found) in parts.items()}

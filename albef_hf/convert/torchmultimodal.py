@@ -1,7 +1,7 @@
-"""ALBEF as torchmultimodal names it -> the published names, so that the rest is one path.
+"""torchmultimodal's names of ALBEF's weights -> the published names, from where `state.py` goes on.
 
-torchmultimodal has the retrieval and the question answering model. Its image encoder is torchvision's, its text
-encoder ends where fusion begins, and its vocabulary head has a decoder of its own.
+torchmultimodal has the models of retrieval and question answering. Its image encoder is torchvision's, its text
+encoder ends where fusion begins, and its vocabulary head has its own decoder.
 """
 
 import re
@@ -45,6 +45,7 @@ _ANSWERS = re.compile(r"answer_decoder(_m)?\.(text_embeddings|multimodal_encoder
 
 
 def _renamed(name: str, rules: tuple[tuple[str, str], ...]) -> str | None:
+    """The name by the first rule that fits; None where none does."""
     for pattern, replacement in rules:
         renamed, count = re.subn(f"^{pattern}", replacement, name)
         if count:
@@ -53,7 +54,10 @@ def _renamed(name: str, rules: tuple[tuple[str, str], ...]) -> str | None:
 
 
 def _bert(name: str, tensor: torch.Tensor, prefix: str, first_layer: int) -> dict[str, torch.Tensor] | None:
-    """A tensor of an encoder of texts. first_layer: number, in the publication, of its layer 0."""
+    """A tensor of a text encoder under its published names; None for an unknown name.
+
+    first_layer: the published number of the encoder's layer 0.
+    """
     if name.startswith("embeddings."):
         return {prefix + name.replace("layer_norm.", "LayerNorm."): tensor}
     layer = re.fullmatch(r"(?:encoder\.)?layer\.(\d+)\.(.+)", name)
@@ -73,7 +77,7 @@ def is_torchmultimodal(state: Mapping[str, torch.Tensor]) -> bool:
 
 
 def from_torchmultimodal(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Names that are not torchmultimodal's stay as they are, and are then reported as unexpected."""
+    """torchmultimodal's names -> published names. Other names stay, and are later reported as unexpected."""
     text_layers = {
         int(found[1])
         for found in (re.search(r"\.text_encoder\.encoder\.layer\.(\d+)\.", name) for name in state)
@@ -81,30 +85,39 @@ def from_torchmultimodal(state: Mapping[str, torch.Tensor]) -> dict[str, torch.T
     }
     published: dict[str, torch.Tensor] = {}
     for name, tensor in state.items():
-        found: dict[str, torch.Tensor] | None = None
         module, answers = _MODULE.fullmatch(name), _ANSWERS.fullmatch(name)
+        found: dict[str, torch.Tensor] | None = None
         if module:
-            kind, copy, rest = module[1], module[2] or "", module[3]
-            if kind == "vision_encoder":
-                renamed = _renamed(rest, _VISION)
-                found = None if renamed is None else {f"visual_encoder{copy}.{renamed}": tensor}
-            else:
-                found = _bert(rest, tensor, f"text_encoder{copy}.", 0 if kind == "text_encoder" else len(text_layers))
+            found = _encoder(module, tensor, len(text_layers))
         elif answers:
-            prefix, rest = f"text_decoder{answers[1] or ''}.", answers[3]
-            if answers[2] == "text_embeddings":
-                found = _bert(f"embeddings.{rest}", tensor, f"{prefix}bert.", 0)
-            elif answers[2] == "multimodal_encoder":
-                found = _bert(rest, tensor, f"{prefix}bert.", 0)
-            else:
-                renamed = _renamed(rest, _HEAD)
-                found = None if renamed is None else {f"{prefix}cls.predictions.{renamed}": tensor}
-                if rest == "decoder.bias":
-                    found = {**(found or {}), f"{prefix}cls.predictions.bias": tensor}
+            found = _answer_decoder(answers, tensor)
         elif name.startswith("model_with_similarity."):
             found = {name.removeprefix("model_with_similarity."): tensor}
         published |= found or {name: tensor}
     return published
+
+
+def _encoder(module: re.Match[str], tensor: torch.Tensor, text_layers: int) -> dict[str, torch.Tensor] | None:
+    """A tensor of one of the encoders; the layers of the multimodal encoder follow those of the text encoder."""
+    encoder, copy, rest = module[1], module[2] or "", module[3]
+    if encoder == "vision_encoder":
+        renamed = _renamed(rest, _VISION)
+        return None if renamed is None else {f"visual_encoder{copy}.{renamed}": tensor}
+    return _bert(rest, tensor, f"text_encoder{copy}.", 0 if encoder == "text_encoder" else text_layers)
+
+
+def _answer_decoder(answers: re.Match[str], tensor: torch.Tensor) -> dict[str, torch.Tensor] | None:
+    """A tensor of the decoder of answers. The bias of the vocabulary head has two published names."""
+    prefix, rest = f"text_decoder{answers[1] or ''}.", answers[3]
+    if answers[2] == "text_embeddings":
+        return _bert(f"embeddings.{rest}", tensor, f"{prefix}bert.", 0)
+    if answers[2] == "multimodal_encoder":
+        return _bert(rest, tensor, f"{prefix}bert.", 0)
+    renamed = _renamed(rest, _HEAD)
+    found = {} if renamed is None else {f"{prefix}cls.predictions.{renamed}": tensor}
+    if rest == "decoder.bias":
+        found[f"{prefix}cls.predictions.bias"] = tensor
+    return found or None
 
 
 __all__ = ["from_torchmultimodal", "is_torchmultimodal"]

@@ -1,4 +1,4 @@
-"""Does a converted model compute what it should? Outputs on a fixed input, shown or compared with a file."""
+"""Checks of a converted model: its outputs for a fixed input, to be shown or compared with those in a file."""
 
 import inspect
 from collections.abc import Mapping
@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
+from ..evaluation.mode import evaluation_mode
 from .files import find_state, read_file
 
 
 def fixed_inputs(model: Any, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Two images (or pairs of images) of noise and two texts of random tokens, the second one padded."""
+    """Inputs of a model: two images (or pairs) of noise, and two texts of random tokens, the second one padded."""
     vision, text = model.config.vision_config, model.config.text_config
     arguments = inspect.signature(model.forward).parameters
     generator = torch.Generator().manual_seed(seed)
@@ -38,34 +39,32 @@ def fixed_inputs(model: Any, seed: int = 0) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def outputs(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What a model computes, dropout off, by name.
+    """What a model computes without dropout, by name.
 
-    `image_tokens` (images, tokens, width); `text_states` and, where a text has one image, `fused_states` (texts,
-    tokens, width); of the heads that the model has `itm_logits` (texts, 2) and `mlm_logits` (texts, tokens,
-    vocabulary); and every tensor of the model's own output.
+    Returns: `image_tokens` (images, tokens, width); `text_states` and, where a text has one image, `fused_states`
+        (texts, tokens, width); `itm_logits` (texts, 2) and `mlm_logits` (texts, tokens, vocabulary) if the model has
+        these heads; and every tensor of the model's output.
     """
-    training = model.training
-    model.eval()
     dtype = next(model.parameters()).dtype
     inputs = {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
     text_model, mask = model.albef.text_model, inputs.get("attention_mask")
-    tokens = model.albef.vision_model(inputs["pixel_values"].flatten(0, -4)).tokens
-    states = text_model.encode_text(inputs["input_ids"], mask)
-    found = {"image_tokens": tokens, "text_states": states}
-    if text_model.config.images_per_text == 1:
-        fused = text_model.fuse(states, mask, text_model.project_image_tokens(tokens))
-        found["fused_states"] = fused
-        if hasattr(model, "itm_head"):
-            found["itm_logits"] = model.itm_head(fused[:, 0])
-        if hasattr(model, "cls"):
-            found["mlm_logits"] = model.cls(fused, text_model.embeddings.word_embeddings.weight)
-    found |= {name: value for name, value in model(**inputs).items() if isinstance(value, torch.Tensor)}
-    model.train(training)
+    with evaluation_mode(model):
+        tokens = model.albef.vision_model(inputs["pixel_values"].flatten(0, -4)).tokens
+        states = text_model.encode_text(inputs["input_ids"], mask)
+        found = {"image_tokens": tokens, "text_states": states}
+        if text_model.config.images_per_text == 1:
+            fused = text_model.fuse(states, mask, text_model.project_image_tokens(tokens))
+            found["fused_states"] = fused
+            if hasattr(model, "itm_head"):
+                found["itm_logits"] = model.itm_head(fused[:, 0])
+            if hasattr(model, "cls"):
+                found["mlm_logits"] = model.cls(fused, text_model.embeddings.word_embeddings.weight)
+        found |= {name: value for name, value in model(**inputs).items() if isinstance(value, torch.Tensor)}
     return {name: value.detach().cpu() for name, value in found.items()}
 
 
 def describe(values: Mapping[str, torch.Tensor]) -> str:
-    """A line an output: shape, mean, standard deviation and the first three numbers."""
+    """One line per output: shape, mean, standard deviation and the first three numbers."""
     lines = []
     for name, value in values.items():
         flat = value.double().flatten()
@@ -76,14 +75,17 @@ def describe(values: Mapping[str, torch.Tensor]) -> str:
 
 
 def compare(model: Any, path: str | Path, tolerance: float = 1e-4) -> dict[str, float]:
-    """Greatest difference from the values of a file, relative to the greatest value of each output.
+    """Compare a model's outputs with those in a file.
 
     Args:
-        path: a `.safetensors` file with `input/NAME` (arguments of the model's `forward`) and `output/NAME` (names as
-            in `outputs`).
+        path: a `.safetensors` file with tensors `input/NAME`, where NAME is an argument of the model's `forward`, and
+            `output/NAME`, where NAME is one of `outputs`.
+        tolerance: the greatest difference allowed, relative to the greatest value of an output.
+
+    Returns: the greatest relative difference of each output.
 
     Raises:
-        ValueError: a file without them, an output the model does not have, or a difference above the tolerance.
+        ValueError: the file lacks such tensors, the model lacks an output, or a difference is above the tolerance.
     """
     tensors = find_state(read_file(path), str(path))
     inputs = {name.removeprefix("input/"): t for name, t in tensors.items() if name.startswith("input/")}

@@ -1,1 +1,1 @@
-"""Corpora in, batches out."""
+"""From data sets to batches."""

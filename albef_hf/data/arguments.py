@@ -1,4 +1,4 @@
-"""What to train on and what to evaluate on."""
+"""Which data to train on and which to evaluate on."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,8 +9,8 @@ class DataArguments:
     dataset: str = field(
         default="emoji",
         metadata={
-            "help": "`emoji`, `digits`, `fashion_mnist` (built in), a Hub id, an image folder, a saved Arrow "
-            "folder, or Parquet, tar or JSON"
+            "help": "`emoji`, `digits` or `fashion_mnist` (built in), a Hub id, a folder of pictures, a saved Arrow "
+            "folder, or Parquet, tar or JSON files"
         },
     )
     dataset_options: dict[str, Any] = field(
@@ -20,42 +20,57 @@ class DataArguments:
         default_factory=list,
         metadata={
             "help": "several data sets in place of one: [{dataset: A, weight: 2, caption_column: text}, ...]; without "
-            "weights every row comes once an epoch"
+            "weights, an epoch has every row once"
         },
     )
-    streaming: bool = field(default=False, metadata={"help": "read from front to back, never holding all"})
-    streaming_rows: int = field(default=0, metadata={"help": "samples of an epoch when streaming"})
-    streaming_window: int = field(default=4096, metadata={"help": "rows shuffled together when streaming"})
+    streaming: bool = field(
+        default=False, metadata={"help": "read the data sets from front to back instead of loading them whole"}
+    )
+    streaming_rows: int = field(default=0, metadata={"help": "samples in an epoch when streaming"})
+    streaming_window: int = field(
+        default=4096, metadata={"help": "when streaming, rows are shuffled within windows of this many"}
+    )
     split: str = field(default="train", metadata={"help": "split of the data set"})
-    revision: str | None = field(default=None, metadata={"help": "revision of a Hub data set"})
+    revision: str | None = field(default=None, metadata={"help": "revision of a data set of the Hub"})
     image_column: str = field(default="image", metadata={"help": "column with the picture or its path"})
-    caption_column: str = field(default="captions", metadata={"help": "column with one caption or a list"})
+    caption_column: str = field(default="captions", metadata={"help": "column with one caption or a list of them"})
     id_column: str | None = field(
-        default=None, metadata={"help": "column that says which pictures show the same thing; the row where left out"}
+        default=None,
+        metadata={"help": "rows with equal values in this column show the same thing; left out, no two rows do"},
     )
     label_column: str | None = field(
-        default=None, metadata={"help": "column with classes: image-only methods are evaluated with it, never trained"}
+        default=None,
+        metadata={"help": "column with classes: used to evaluate image-only methods, never to train them"},
     )
     image_root: str | None = field(default=None, metadata={"help": "folder that relative picture paths start from"})
     augmentation: str = field(
         default="albef",
-        metadata={"help": "albef (published), crop, gentle or none; for image-only methods a publication's name"},
+        metadata={"help": "albef (published), crop, gentle or none; for image-only methods the name of a method"},
     )
     augmentation_options: dict[str, Any] = field(
         default_factory=dict,
-        metadata={"help": "scale, flip, operations, magnitude, colours; for image-only methods fields of ViewRecipe"},
+        metadata={"help": "scale, flip, operations, magnitude, colors; for image-only methods fields of ViewRecipe"},
     )
     augmentation_device: str = field(
-        default="tensors", metadata={"help": "image-only: colours by tensors (on the device) or by pillow"}
+        default="tensors",
+        metadata={"help": "image-only: change colors with tensors (on the training device) or with pillow"},
     )
-    max_caption_tokens: int = field(default=25, metadata={"help": "tokens of a caption, [CLS] included"})
+    max_caption_tokens: int = field(
+        default=25, metadata={"help": "longer captions are cut to this many tokens, [CLS] included"}
+    )
     mlm_probability: float = field(default=0.15, metadata={"help": "share of tokens that are masked"})
     max_rejected_fraction: float = field(
-        default=0.01, metadata={"help": "more unusable samples than this share end the run"}
+        default=0.01, metadata={"help": "the run ends when more than this share of the samples cannot be used"}
     )
-    max_image_pixels: int = field(default=89_478_485, metadata={"help": "larger pictures are rejected undecoded"})
-    workers: int = field(default=0, metadata={"help": "processes that decode and augment; 0: the training process"})
-    evaluation_dataset: str | None = field(default=None, metadata={"help": "as dataset, for retrieval or for probes"})
+    max_image_pixels: int = field(
+        default=89_478_485, metadata={"help": "pictures with more pixels are rejected without decoding them"}
+    )
+    workers: int = field(
+        default=0, metadata={"help": "processes that decode and augment; 0: the training process does it"}
+    )
+    evaluation_dataset: str | None = field(
+        default=None, metadata={"help": "data set for retrieval or probes; takes what `dataset` takes"}
+    )
     evaluation_dataset_options: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "arguments of its loader"}
     )

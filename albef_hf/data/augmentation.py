@@ -1,6 +1,5 @@
-"""Pre-training augmentation. Every random choice comes from the generator passed in."""
+"""Augmentation of pictures for pre-training. Every random choice comes from the generator that is passed in."""
 
-import difflib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,10 +7,13 @@ import numpy as np
 import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
+from .hints import current_names, nearest_hint
+
 Augmentation = Callable[[Image.Image, np.random.Generator], torch.Tensor]
 AUGMENTATIONS = ("albef", "crop", "gentle", "none")
+FORMER_OPTIONS = {"colours": "colors"}
 FILL = (128, 128, 128)
-GREY_WEIGHTS = (0.299, 0.587, 0.114)  # ITU-R 601
+GRAY_WEIGHTS = (0.299, 0.587, 0.114)  # ITU-R 601
 
 
 def _affine(image: Image.Image, matrix: Sequence[float], fill: tuple[int, int, int] = FILL) -> Image.Image:
@@ -24,11 +26,12 @@ def _sharpen(image: Image.Image, factor: float) -> Image.Image:
 
 
 def random_operation(image: Image.Image, generator: np.random.Generator, magnitude: int = 7) -> Image.Image:
-    """One of the ten published operations, drawn with equal chances; none changes colours much.
+    """One of the ten published operations, each equally likely. None of them changes colors much.
 
-    At magnitude m of 10: brightness and sharpness factor 0.1 + 1.8 m / 10 (1.36 at 7), shear 0.3 m / 10 (0.21),
-    translation m pixels (7), rotation 30 m / 10 degrees (21); the last three to either side, on a grey ground. Pillow
-    interpolates where the publication's OpenCV does, with other rounding.
+    At magnitude m of 10: brightness and sharpness by the factor 0.1 + 1.8 m / 10 (1.36 at 7), shear 0.3 m / 10 (0.21),
+    translation by m pixels (7), rotation by 30 m / 10 degrees (21). Shear, translation and rotation go to either side
+    with equal chances, and uncovered parts become gray. Pillow interpolates here and OpenCV in the publication, so
+    rounding differs.
     """
     operation = int(generator.integers(10))
     sign = 1 if generator.random() < 0.5 else -1
@@ -54,19 +57,19 @@ def random_operation(image: Image.Image, generator: np.random.Generator, magnitu
     return image.rotate(sign * angle, Image.Resampling.BILINEAR, fillcolor=FILL)
 
 
-def random_colours(pixels: torch.Tensor, strength: float, generator: np.random.Generator) -> torch.Tensor:
-    """Other colours for the same drawing: pixels (3, h, w) in 0 .. 1 -> the same.
+def random_colors(pixels: torch.Tensor, strength: float, generator: np.random.Generator) -> torch.Tensor:
+    """The same drawing in other colors: pixels (3, h, w) in 0 .. 1 -> the same shape and range.
 
-    Hue is turned by up to 63 degrees about the grey axis, saturation changed by up to 60 %, contrast (about the
-    picture's mean) and brightness by up to 40 %, all times `strength`. The published operations leave colours alone,
-    since captions name them; drawings of one thing by other hands differ in little else.
+    The hue is rotated by up to 63 degrees about the gray axis, saturation changes by up to 60 %, contrast (about the
+    picture's mean) and brightness by up to 40 %, all of it times `strength`. The published operations leave colors
+    alone, since captions name them; but drawings of one thing by different designers differ in little else.
     """
     hue, saturation, contrast, brightness = strength * generator.uniform(-1, 1, 4)
     angle = hue * 0.35 * np.pi
     around, axis = 1 / 3, np.sqrt(1 / 3)  # Rodrigues' rotation about (1, 1, 1)
     turn = np.cos(angle) * np.eye(3) + (1 - np.cos(angle)) * around
     turn += np.sin(angle) * axis * np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]])
-    luma = np.full((3, 3), GREY_WEIGHTS)  # every row gives a pixel's brightness
+    luma = np.full((3, 3), GRAY_WEIGHTS)  # every row gives a pixel's brightness
     matrix = torch.from_numpy(luma + (1 + 0.6 * saturation) * turn @ (np.eye(3) - luma)).to(pixels.dtype)
     pixels = torch.einsum("ij,jhw->ihw", matrix, pixels)
     mean = pixels.mean()
@@ -81,9 +84,10 @@ def random_crop(
     attempts: int = 10,
     interpolation: str = "bicubic",
 ) -> Image.Image:
-    """A box of a random share of the area and a random aspect ratio in 3/4 .. 4/3, resized.
+    """A random box of the picture, resized to `size` x `size` pixels.
 
-    After so many `attempts` that do not fit, the largest box of such an aspect ratio in the middle.
+    The box has a random share of the area within `scale` and a random aspect ratio within 3/4 .. 4/3. If none of
+    `attempts` boxes fits into the picture, the largest box in the middle with such an aspect ratio is taken.
     """
     width, height = image.size
     for _ in range(attempts):
@@ -93,7 +97,7 @@ def random_crop(
         if 0 < w <= width and 0 < h <= height:
             left, top = int(generator.integers(width - w + 1)), int(generator.integers(height - h + 1))
             break
-    else:  # a picture too long for any such box: its middle
+    else:
         w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
         left, top = (width - w) // 2, (height - h) // 2
     box = (left, top, left + w, top + h)
@@ -103,32 +107,32 @@ def random_crop(
 def build_augmentation(
     name: str, image_size: int, image_mean: Sequence[float], image_std: Sequence[float], **options: Any
 ) -> Augmentation:
-    """What turns an RGB picture into a tensor (3, image_size, image_size).
+    """A function from an RGB picture and a generator to a normalized tensor (3, image_size, image_size).
 
     Args:
-        name: `albef` (published: crop of 0.2 .. 1 of the area, flip, two random operations each applied with
-            p = 0.5), `crop` (crop and flip), `gentle` (crop of 0.6 .. 1, a small rotation on white, flip: for
-            drawings), `none` (squashed).
-        options: `scale` (two shares of the area; None: the whole picture instead of a crop), `flip` (probability),
-            `operations` (their number), `magnitude`, `colours` (strength of `random_colours`, 0 for none).
+        name: `albef` (published: a crop of 0.2 .. 1 of the area, a flip, and two random operations, each applied with
+            probability 0.5), `crop` (crop and flip), `gentle` (a small rotation on a white ground, a crop of 0.6 .. 1,
+            a flip: for drawings), or `none` (the whole picture, resized to a square).
+        options: `scale` (smallest and largest share of the area; None: the whole picture instead of a crop), `flip`
+            (probability), `operations` (how many), `magnitude`, `colors` (strength of `random_colors`, 0 for none;
+            formerly `colours`).
 
     Raises:
-        ValueError: unknown name or option.
+        ValueError: an unknown name or option; names the nearest.
     """
     if name not in AUGMENTATIONS:
-        nearest = difflib.get_close_matches(name, AUGMENTATIONS, n=1)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-        raise ValueError(f"augmentation must be one of {', '.join(AUGMENTATIONS)}, not {name!r}{hint}")
+        raise ValueError(f"unknown augmentation {name!r}; {nearest_hint(name, AUGMENTATIONS)}")
     defaults: dict[str, Any] = {
         "scale": (0.6, 1.0) if name == "gentle" else (0.2, 1.0),
         "flip": 0.5,
         "operations": 2 if name == "albef" else 0,
         "magnitude": 7,
-        "colours": 0.0,
+        "colors": 0.0,
     }
-    unknown = set(options) - set(defaults)
-    if unknown:
-        raise ValueError(f"unknown augmentation_options {sorted(unknown)}; known: {', '.join(defaults)}")
+    options = current_names(options, FORMER_OPTIONS, "augmentation_options")
+    for key in options:
+        if key not in defaults:
+            raise ValueError(f"unknown augmentation_options {key!r}; {nearest_hint(key, defaults)}")
     chosen = defaults | options
     mean, std = torch.tensor(image_mean)[:, None, None], torch.tensor(image_std)[:, None, None]
 
@@ -149,8 +153,8 @@ def build_augmentation(
                 if generator.random() < 0.5:
                     image = random_operation(image, generator, chosen["magnitude"])
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
-        if chosen["colours"]:
-            pixels = random_colours(pixels, chosen["colours"], generator)
+        if chosen["colors"]:
+            pixels = random_colors(pixels, chosen["colors"], generator)
         return (pixels - mean) / std
 
     return augment

@@ -1,10 +1,9 @@
 """From rows to batches.
 
-Which sample comes when, and every random choice about it, follows from (seed, epoch, position) alone: resuming is a
-number, and neither ranks nor workers change anything.
+The order of the samples and every random choice about a sample depend on (seed, epoch, position) and on nothing else.
+So a run resumes from the number of its next batch, and the numbers of ranks and workers change nothing.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,36 +14,44 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from ..losses import IGNORED
 from ..processing_albef import AlbefProcessor
 from .arguments import DataArguments
 from .augmentation import Augmentation
 from .corpora import Corpora, random_generator
+from .hashing import stable_id
 from .images import BadImage, decode_image
 
 ATTEMPTS = 20
 
 
-def stable_id(value: Any) -> int:
-    """The same 63-bit number for the same text, in every process."""
-    return int.from_bytes(hashlib.blake2b(str(value).encode(), digest_size=8).digest(), "big") >> 1
-
-
 def mask_tokens(
     ids: np.ndarray, generator: np.random.Generator, probability: float, mask_id: int, vocabulary: int, kept: set[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Masked ids and labels of one text (section 3.2): of the chosen tokens 80 % become [MASK], 10 % a random token,
-    10 % stay; labels are -100 where nothing was chosen. `kept` tokens ([CLS], [PAD], [SEP]) are never chosen."""
+    """Mask one text for masked language modeling (paper section 3.2).
+
+    Each token is chosen with `probability`. Of the chosen tokens 80 % become [MASK], 10 % become a random token, and
+    10 % stay as they are.
+
+    Args:
+        ids: (tokens,).
+        mask_id: id of [MASK].
+        vocabulary: random tokens have ids below this.
+        kept: ids that are never chosen: [CLS], [PAD], [SEP].
+
+    Returns: (tokens,) masked ids; (tokens,) labels, which are the original id of each chosen token and -100 elsewhere.
+    """
     chosen = (generator.random(len(ids)) < probability) & ~np.isin(ids, list(kept))
     fate = generator.random(len(ids))
     random_ids = generator.integers(vocabulary, size=len(ids))
     masked = np.where(chosen & (fate < 0.8), mask_id, ids)
     masked = np.where(chosen & (fate >= 0.8) & (fate < 0.9), random_ids, masked)
-    return masked, np.where(chosen, ids, -100)
+    return masked, np.where(chosen, ids, IGNORED)
 
 
 @dataclass(frozen=True)
 class SampleKey:
-    """Which row, at which place of which epoch; and the row itself where it comes from a stream."""
+    """Which row is drawn at which position of which epoch. sample: the row itself, where it comes from a stream."""
 
     row: int
     epoch: int
@@ -53,17 +60,17 @@ class SampleKey:
 
 
 class Samples(Dataset):
-    """Sample keys -> samples. A row that cannot be used is replaced by another that its own generator draws: any row
-    of the corpus, or any row of the batch where there is no corpus but a stream.
+    """Sample keys -> samples. Subclasses define `prepare`.
 
-    Subclasses say in `prepare` what becomes of a row.
+    A row that cannot be used is replaced by another one. The sample's own generator draws it from the whole corpus, or
+    from the batch where rows come from a stream.
     """
 
     def __init__(self, corpus: Corpora | None, arguments: DataArguments, seed: int) -> None:
         self.corpus, self.arguments, self.seed = corpus, arguments, seed
 
     def prepare(self, row: dict[str, Any], generator: np.random.Generator) -> dict[str, Any]:
-        """A row as a sample. Every random choice comes from the generator.
+        """Turn a row into a sample. Every random choice comes from the generator.
 
         Raises:
             BadImage: the row cannot be used; says why.
@@ -71,7 +78,7 @@ class Samples(Dataset):
         raise NotImplementedError
 
     def _row(self, key: SampleKey) -> tuple[dict[str, Any], str, int]:
-        """A row, the name of its data set, and its number there."""
+        """The row of a key, the name of its data set, and its number there."""
         if self.corpus is None:
             assert key.sample is not None
             return key.sample, self.arguments.dataset, key.row
@@ -91,7 +98,7 @@ class Samples(Dataset):
                 candidate = batch[int(generator.integers(len(batch)))]
             else:
                 candidate = SampleKey(int(generator.integers(len(self.corpus))), key.epoch, key.position)
-        raise ValueError(f"{ATTEMPTS} rows in a row cannot be used, the last: {rejected[-1]}")
+        raise ValueError(f"{ATTEMPTS} rows one after the other cannot be used; the last: {rejected[-1]}")
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
         return self._sample(key, [key])
@@ -104,7 +111,7 @@ class Samples(Dataset):
 
 
 class PretrainingSamples(Samples):
-    """Pictures and captions for ALBEF."""
+    """Pictures with captions for the pre-training of ALBEF."""
 
     def __init__(
         self,
@@ -137,18 +144,21 @@ class PretrainingSamples(Samples):
 
 
 class Collator:
-    """Samples -> a batch: the arguments of a method's `forward`, and `rejected`, which the loop takes out first."""
+    """Samples -> a batch: the arguments of a method's `forward`, and `rejected`, which the loop removes first."""
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         raise NotImplementedError
 
     def to_device(self, batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-        """A batch where the method wants it."""
+        """The batch on a device, as the arguments of `forward`."""
         return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
 
 
 class PretrainingCollator(Collator):
-    """Samples -> the batch `AlbefForPreTraining.forward` takes."""
+    """Samples -> the arguments of `AlbefForPreTraining.forward`, and `rejected`.
+
+    fixed_length: pad every text to the maximum length, so that all ranks have equal shapes.
+    """
 
     def __init__(self, processor: AlbefProcessor, arguments: DataArguments, fixed_length: bool) -> None:
         self.processor, self.arguments = processor, arguments
@@ -181,7 +191,7 @@ class PretrainingCollator(Collator):
             "attention_mask": text["attention_mask"],
             "mlm_input_ids": torch.from_numpy(np.stack(masked)),
             "mlm_labels": mlm_labels,
-            "mlm_positions": (mlm_labels.flatten() != -100).nonzero().squeeze(1),
+            "mlm_positions": (mlm_labels.flatten() != IGNORED).nonzero().squeeze(1),
             "image_ids": torch.tensor([stable_id(sample["group"]) for sample in samples]),
             "caption_ids": torch.tensor([stable_id(self.processor.clean_caption(c)) for c in captions]),
             "negative_draws": torch.tensor(np.stack([s["draws"] for s in samples]), dtype=torch.float32),
@@ -190,11 +200,17 @@ class PretrainingCollator(Collator):
 
 
 class TrainingData:
-    """Batches without end: batch i of a rank is a pure function of (seed, i, rank, ranks).
+    """An endless sequence of batches. Batch i of a rank depends on (seed, i, rank, number of ranks) only.
+
+    Args:
+        rows: samples in an epoch, over all ranks; the size of the corpus where left out.
 
     Attributes:
-        rows: samples of an epoch, of all ranks.
-        steps_per_epoch: batches a rank draws in an epoch; the rest of the corpus is dropped.
+        rows: as above.
+        steps_per_epoch: batches that a rank draws in an epoch. Rows that do not fill a batch are dropped.
+
+    Raises:
+        ValueError: an epoch does not fill one batch.
     """
 
     def __init__(
@@ -218,7 +234,7 @@ class TrainingData:
             )
 
     def keys(self, start: int) -> Iterator[list[SampleKey]]:
-        """The keys of batch `start` and of all that follow."""
+        """The keys of batch `start` and of all later batches."""
         index, order, ordered_epoch = start, np.empty(0, dtype=np.int64), -1
         while True:
             epoch, step = divmod(index, self.steps_per_epoch)
@@ -230,11 +246,11 @@ class TrainingData:
             index += 1
 
     def to_device(self, batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-        """A batch, without `rejected`, as the arguments of `forward`."""
+        """A batch without `rejected`, on a device, as the arguments of `forward`."""
         return self.collate.to_device(batch, device)
 
     def batches(self, start: int = 0) -> Iterator[dict[str, Any]]:
-        """Batch `start` and all that follow."""
+        """Batch `start` and all later batches."""
         return iter(
             DataLoader(
                 self.samples,
@@ -247,15 +263,22 @@ class TrainingData:
 
 
 class RejectionLog:
-    """Unusable samples: counted, listed in a file of JSON lines, and fatal above a rate."""
+    """Counts samples that cannot be used, lists them in a file of JSON lines, and ends the run if they are too many.
+
+    Args:
+        max_fraction: the largest share of unusable samples that a run may have.
+        after: the share is checked from this many samples on.
+    """
 
     def __init__(self, path: Path, max_fraction: float, after: int = 1000) -> None:
         self.path, self.max_fraction, self.after = path, max_fraction, after
         self.rejected = self.seen = 0
 
     def add(self, rejected: list[dict[str, Any]], seen: int) -> None:
-        """Raises:
-        ValueError: more than `max_fraction` of the samples so far were unusable.
+        """Note the rejected among the next `seen` samples.
+
+        Raises:
+            ValueError: more than `max_fraction` of the samples so far could not be used.
         """
         self.seen += seen
         self.rejected += len(rejected)

@@ -1,4 +1,4 @@
-"""Several data sets as one, mixed by weight; the order of rows is a function of (seed, epoch)."""
+"""Several data sets as one, mixed by weight. The order of the rows depends on (seed, epoch) only."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def random_generator(*key: int) -> np.random.Generator:
-    """The generator of a key: no random choice about data depends on anything else."""
+    """The random generator of a key. Every random choice about data comes from such a generator."""
     return np.random.default_rng(list(key))
 
 
@@ -16,7 +16,7 @@ def shares_of(weights: Sequence[float]) -> np.ndarray:
     """Weights in any unit -> shares that sum to 1.
 
     Raises:
-        ValueError: weights that are not positive.
+        ValueError: a weight is not a positive number.
     """
     shares = np.asarray(weights, dtype=np.float64)
     if not (np.isfinite(shares).all() and (shares > 0).all()):
@@ -25,15 +25,15 @@ def shares_of(weights: Sequence[float]) -> np.ndarray:
 
 
 class Corpora:
-    """Map-style data sets with equal columns, one behind the other.
+    """Map-style data sets with equal columns, numbered as one.
 
     Args:
         parts: data sets as `load_corpus` returns them.
-        names: what to call each in reports.
-        weights: share of each in an epoch, in any unit; sizes (every row once) where left out.
+        names: the name of each in reports.
+        weights: share of each in an epoch, in any unit; left out, an epoch has every row once.
 
     Raises:
-        ValueError: weights that are not positive, or a data set without rows.
+        ValueError: a weight is not positive, or a data set has no rows.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Corpora:
         self.starts = np.cumsum([0, *self.sizes])
         exact = shares_of(self.sizes if weights is None else weights) * len(self)
         self.counts = np.floor(exact).astype(np.int64)
-        # What rounding leaves goes to the largest remainders, so that an epoch has as many samples as there are rows.
+        # Samples lost by rounding down go to the largest remainders: an epoch has as many samples as there are rows.
         left_over = len(self) - int(self.counts.sum())
         self.counts[np.argsort(self.counts - exact, kind="stable")[:left_over]] += 1
 
@@ -55,7 +55,7 @@ class Corpora:
         return int(self.starts[-1])
 
     def part_of(self, row: int) -> int:
-        """Which data set a row belongs to."""
+        """The number of the data set that a row belongs to."""
         return int(np.searchsorted(self.starts, row, side="right")) - 1
 
     def __getitem__(self, row: int) -> dict[str, Any]:
@@ -63,13 +63,16 @@ class Corpora:
         return self.parts[part][int(row - self.starts[part])]
 
     def name_of(self, row: int) -> tuple[str, int]:
-        """The data set of a row and the row's number in it."""
+        """The name of a row's data set, and the row's number in it."""
         part = self.part_of(row)
         return self.names[part], int(row - self.starts[part])
 
     def order(self, seed: int, epoch: int) -> np.ndarray:
-        """The rows of an epoch, shuffled. Each data set is gone through in passes of its own, so that no row comes
-        twice before all others of its data set have come once."""
+        """The rows of an epoch, shuffled: (samples,).
+
+        Each data set is shuffled pass by pass, across epochs: no row comes again before all other rows of its data set
+        have come.
+        """
         chosen = []
         for part, (size, count) in enumerate(zip(self.sizes, self.counts, strict=True)):
             if count == 0:

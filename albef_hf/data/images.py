@@ -1,4 +1,4 @@
-"""Pictures from wherever they come, as RGB; whatever cannot be one is refused with its reason."""
+"""Decoding of pictures from any source to RGB. What cannot be decoded is refused with the reason."""
 
 import io
 from pathlib import Path
@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # what begins as JPEG may be MPO
-MAX_PIXELS = 89_478_485  # where Pillow itself begins to warn of a decompression bomb
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # a JPEG file may turn out to be MPO
+MAX_PIXELS = 89_478_485  # from here on Pillow warns of a decompression bomb
 
 
 class BadImage(ValueError):
-    """A picture that cannot be used. `reason` says why, without the name of the file."""
+    """A picture that cannot be used. `reason` says why."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -38,7 +38,7 @@ def _open(value: Any) -> Image.Image:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "I;16", "I;16B", "I;16L", "F"):
         values = np.asarray(image, dtype=np.float64)
-        # 16-bit grey holds 0 .. 65535; Pillow's own conversion would clip it at 255.
+        # 16-bit gray values reach 65535; Pillow's own conversion would clip them at 255.
         scale = 255 / 65535 if values.max(initial=0) > 255 else 1.0
         image = Image.fromarray((values * scale).clip(0, 255).round().astype(np.uint8))
     if "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
@@ -50,14 +50,16 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def decode_image(value: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """A picture in RGB, upright by its EXIF orientation, transparent parts white, first frame of an animation.
+    """Decode a picture to RGB.
+
+    The EXIF orientation is applied, transparent parts become white, and of an animation the first frame is taken.
 
     Args:
         value: bytes, a path, a PIL image, or the undecoded form of a `datasets` image, {"bytes": ..., "path": ...}.
-        max_pixels: more than so many, by the header, are not decoded.
+        max_pixels: a picture that is larger, by its header, is not decoded.
 
     Raises:
-        BadImage: missing, empty, truncated, too large, or not a picture of a known format.
+        BadImage: the picture is missing, empty, truncated, too large or of an unknown format.
     """
     try:
         image = _open(value)
@@ -70,5 +72,5 @@ def decode_image(value: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise
     except Image.DecompressionBombError as error:
         raise BadImage(str(error)) from error
-    except Exception as error:  # decoders raise whatever they like at broken bytes
+    except Exception as error:  # decoders raise errors of any type for broken bytes
         raise BadImage(f"unreadable: {type(error).__name__}: {error}") from error

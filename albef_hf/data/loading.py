@@ -21,7 +21,10 @@ def build_training_data(
     world_size: int = 1,
     fixed_length: bool = False,
 ) -> TrainingData:
-    """ALBEF's training batches as configured. `fixed_length` pads every text to the maximum, so that ranks agree."""
+    """Training batches for the pre-training of ALBEF, as configured.
+
+    fixed_length: pad every text to the maximum length, so that all ranks have equal shapes.
+    """
     augment = build_augmentation(
         arguments.augmentation,
         processor.image_size,
@@ -41,15 +44,18 @@ def assemble(
     arguments: DataArguments,
     samples: Callable[[Corpora | None], Samples],
     collate: Collator,
-    place: tuple[int, int, int, int],
+    batching: tuple[int, int, int, int],
     captions: bool = True,
 ) -> TrainingData:
-    """Training batches from the configured data sets.
+    """Training batches from the configured data sets: the one of `dataset`, or those of `mixture`.
 
     Args:
-        samples: makes the samples of a corpus; given None, those of a stream.
-        place: batch size of a rank, seed, rank, ranks.
+        samples: makes the samples of a corpus, or of a stream where the corpus is None.
+        batching: batch size per rank, seed, rank, number of ranks.
         captions: whether rows need captions.
+
+    Raises:
+        ValueError: a wrong entry of `mixture`, or streaming without `streaming_rows`; and as `load_corpus`.
     """
     alone = {key: getattr(arguments, key) for key in CORPUS_KEYS if key != "options"}
     entries = arguments.mixture or [{**alone, "options": arguments.dataset_options}]
@@ -67,10 +73,10 @@ def assemble(
     ]
     if arguments.streaming:
         if arguments.streaming_rows <= 0:
-            raise ValueError("streaming needs streaming_rows, the samples of an epoch: a stream has no length")
+            raise ValueError("streaming needs streaming_rows, the samples in an epoch: a stream has no length")
         shares = weights or [1.0] * len(loaded)
         window, rows = arguments.streaming_window, arguments.streaming_rows
         return StreamedTrainingData(
-            loaded, shares, window, samples(None), collate, *place, workers=arguments.workers, rows=rows
+            loaded, shares, window, samples(None), collate, *batching, workers=arguments.workers, rows=rows
         )
-    return TrainingData(samples(Corpora(loaded, names, weights)), collate, *place, workers=arguments.workers)
+    return TrainingData(samples(Corpora(loaded, names, weights)), collate, *batching, workers=arguments.workers)

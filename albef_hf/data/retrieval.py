@@ -1,4 +1,4 @@
-"""What a retrieval evaluation is made of."""
+"""Galleries: the images and texts of a retrieval evaluation."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,13 +11,13 @@ from .sources import load_corpus
 
 @dataclass
 class RetrievalData:
-    """Images, texts, and who belongs to whom: a text is right for an image if their groups are equal.
+    """Images and texts. A text is a right answer for an image if their groups are equal, and the other way round.
 
     Args:
-        images: a map-style dataset with a column `image`.
+        images: a map-style data set with a column `image`.
         texts: the captions.
-        image_groups, text_groups: one group an image, one group a text.
-        name: what to call it in reports.
+        image_groups, text_groups: the group of each image and of each text.
+        name: what reports call it.
     """
 
     images: datasets.Dataset
@@ -28,15 +28,15 @@ class RetrievalData:
 
 
 def gallery(rows: datasets.Dataset, group_column: str, name: str, first_caption: bool = False) -> RetrievalData:
-    """Rows with captions as a gallery: each picture of a group once, and each caption of a group once.
+    """Rows with captions -> a gallery that has each picture and each caption of a group once.
 
     Args:
-        rows: columns `image` and `captions` (a string or a list), and the group.
-        first_caption: only the first caption of each row is a text.
+        rows: has the columns `image`, `captions` (a string or a list) and `group_column`.
+        first_caption: take only the first caption of each row.
     """
     images: dict[tuple[Any, Any], int] = {}
     texts: dict[tuple[Any, str], None] = {}
-    # Only a path tells that two rows show the same picture.
+    # Two rows with one path show the same picture; pictures without a path are not compared.
     paths = rows["image"] if rows.features["image"] == datasets.Value("string") else range(len(rows))
     for number, (path, group, captions) in enumerate(zip(paths, rows[group_column], rows["captions"], strict=True)):
         images.setdefault((group, path), number)
@@ -53,7 +53,7 @@ def gallery(rows: datasets.Dataset, group_column: str, name: str, first_caption:
 
 
 def build_retrieval_data(arguments: DataArguments) -> RetrievalData | None:
-    """The evaluation data set of pre-training as a gallery; None where none is set."""
+    """The gallery of `evaluation_dataset`; None where no evaluation data set is configured."""
     if arguments.evaluation_dataset is None:
         return None
     corpus = load_corpus(

@@ -1,4 +1,4 @@
-"""Batches from data sets that are read from front to back and never held whole."""
+"""Batches from data sets that are read from front to back and never loaded whole."""
 
 import itertools
 from collections import deque
@@ -11,15 +11,16 @@ from .sources import CorpusStream
 
 
 class StreamedTrainingData(TrainingData):
-    """As `TrainingData`, from streams: batch i of a rank is a function of (seed, i, rank, ranks) here too.
+    """`TrainingData` from streams. Here too, batch i of a rank depends on (seed, i, rank, number of ranks) only.
 
-    The order of shards changes every epoch and rows are shuffled within windows. A stream that ends begins again.
-    Resuming reads past the rows of the epoch that were used, without decoding them.
+    The order of shards changes every epoch, and rows are shuffled within windows. A stream that ends starts again.
+    A resumed run skips the rows of the epoch that were already used, without decoding them.
 
     Args:
-        streams: data sets as `load_corpus(..., streaming=True)` returns them; weights: the share of each.
-        window: rows that are shuffled together on a rank.
-        *arguments, **options: of `TrainingData`; `rows` is needed, for a stream does not know its length.
+        streams: data sets as `load_corpus(..., streaming=True)` returns them.
+        weights: the share of each stream, in any unit.
+        window: how many rows are shuffled together on a rank.
+        *arguments, **options: those of `TrainingData`. `rows` is required, since a stream has no length.
     """
 
     def __init__(
@@ -31,7 +32,7 @@ class StreamedTrainingData(TrainingData):
         self.batches_per_window = max(1, window // self.batch_size)
 
     def _endless(self, part: int, epoch: int) -> Iterator[dict[str, Any]]:
-        """Rows of one stream, from its first again where it ends."""
+        """The rows of one stream, over and over."""
         for again in itertools.count():
             seed = int(random_generator(self.seed, 3, epoch, part, again).integers(2**31))
             count = 0
@@ -42,13 +43,14 @@ class StreamedTrainingData(TrainingData):
                 raise ValueError(f"{self.streams[part].dataset} has no rows for rank {self.rank}")
 
     def _rows(self, epoch: int) -> Iterator[dict[str, Any]]:
+        """The rows of an epoch on this rank, mixed by weight."""
         parts = [self._endless(part, epoch) for part in range(len(self.streams))]
         chooser = random_generator(self.seed, 4, epoch, self.rank)
         while True:
             yield next(parts[int(chooser.choice(len(parts), p=self.shares)) if len(parts) > 1 else 0])
 
     def keys(self, start: int) -> Iterator[list[SampleKey]]:
-        """Batch `start` and all that follow. The keys hold the rows, their pictures undecoded."""
+        """The keys of batch `start` and of all later batches. They hold the rows, with undecoded pictures."""
         epoch, step = divmod(start, self.steps_per_epoch)
         while True:
             rows = self._rows(epoch)

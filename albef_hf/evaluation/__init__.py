@@ -1,15 +1,11 @@
-"""Measuring a model, and what a run tells of itself.
-
-`retrieval`, `recall`, `protocols`, `answers`, `classification`, `grounding` and `probes` measure. `curves`, `report`
-and `model_card` draw and write; import them by their own names, they need matplotlib.
-"""
+"""Measuring a model: retrieval, answers, classes, boxes, heat maps and frozen features."""
 
 from pathlib import Path
 
 from .recall import recall_from_scores
 from .retrieval import RetrievalResult, evaluate_retrieval, read_result
 
-# `evaluate.load(RETRIEVAL_RECALL)` needs no network; nor do the others.
+# Folders for `evaluate.load`, which needs no network for them.
 _METRICS = Path(__file__).parent / "metrics"
 RETRIEVAL_RECALL = str(_METRICS / "retrieval_recall")
 VQA_ACCURACY = str(_METRICS / "vqa_accuracy")

@@ -1,7 +1,7 @@
-"""VQA v2 accuracy: an answer counts by how many of ten people gave it, after the official scorer's clean-up.
+"""VQA v2 accuracy: an answer scores by how many of ten people gave it, after the official scorer's normalization.
 
 Rules and tables are those of the scorer of the VQA challenge (Goyal et al. 2017, https://arxiv.org/abs/1612.00837; its
-formula: Antol et al. 2015), its slips included, since figures are compared with it.
+formula: Antol et al. 2015), with its mistakes, since figures are compared with it.
 """
 
 import re
@@ -13,7 +13,7 @@ NUMBERS = {word: str(number) for number, word in enumerate(_NUMBERS.split())} | 
 ARTICLES = ("a", "an", "the")
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 
-# A word that misses exactly one of its apostrophes gets it back: "dont", "couldn'tve", "couldnt've".
+# A word that lacks exactly one of its apostrophes gets it back: "dont", "couldn'tve", "couldnt've".
 _APOSTROPHES = """
     ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've
     he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've
@@ -24,15 +24,15 @@ _APOSTROPHES = """
     wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
 """
 CONTRACTIONS = {
-    word[:place] + word[place + 1 :]: word
+    word[:position] + word[position + 1 :]: word
     for word in _APOSTROPHES.split()
-    for place, letter in enumerate(word)
+    for position, letter in enumerate(word)
     if letter == "'"
-} | {"somebody'd": "somebodyd"}  # a slip of the official table
+} | {"somebody'd": "somebodyd"}  # a mistake of the official table
 
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
-_PERIODS_DELETED = 32  # the scorer hands a flag to the argument that limits how many
+_PERIODS_DELETED = 32  # the scorer passes re.UNICODE, which is 32, as the greatest number of replacements
 
 
 def _strip(answer: str) -> str:
@@ -40,8 +40,11 @@ def _strip(answer: str) -> str:
 
 
 def _without_punctuation(answer: str) -> str:
-    """A mark goes where it stands beside a space anywhere, or the answer has a number with a comma; else it becomes a
-    space. Periods go unless a digit follows."""
+    """The answer without punctuation.
+
+    A mark is deleted everywhere if it stands beside a space anywhere, or if the answer has a number with a comma;
+    otherwise it becomes a space. Periods are deleted unless a digit follows.
+    """
     number = _COMMA_IN_NUMBER.search(answer) is not None
     cleaned = answer
     for mark in PUNCTUATION:
@@ -50,35 +53,41 @@ def _without_punctuation(answer: str) -> str:
     return _PERIOD.sub("", cleaned, count=_PERIODS_DELETED)
 
 
-def normalise_answer(answer: str) -> str:
-    """The official clean-up: punctuation, lower case, number words to digits, no articles, apostrophes put back."""
+def normalize_answer(answer: str) -> str:
+    """The official normalization: no punctuation, lower case, digits for number words, no articles, contractions with
+    their apostrophes."""
     words = (NUMBERS.get(word, word) for word in _without_punctuation(_strip(answer)).lower().split())
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
 
 def answer_accuracy(answer: str, references: Sequence[str]) -> float:
-    """Of one question, in 0 .. 1: for each person left out, a third of a point for each of the others who gave this
-    answer, one at most; the mean over persons. Answers are cleaned up only where people disagree, as officially.
+    """The VQA accuracy of the answer to one question, in 0 .. 1.
+
+    The mean over leaving out each person: one third for each of the other people who gave this answer, at most 1. As
+    in the official scorer, answers are normalized only where people disagree.
+
+    Args:
+        references: the answers of people, one each.
 
     Raises:
-        ValueError: no reference.
+        ValueError: there is no reference.
     """
     if not references:
         raise ValueError("a question needs the answers of people to compare with, got none")
     answer, given = _strip(answer), [_strip(reference) for reference in references]
     if len(set(given)) > 1:
-        answer, given = normalise_answer(answer), [normalise_answer(reference) for reference in given]
+        answer, given = normalize_answer(answer), [normalize_answer(reference) for reference in given]
     same = given.count(answer)
-    # Leaving out one who agrees leaves one vote less.
+    # Leaving out a person who agrees leaves one vote less.
     scores = [min(1.0, (same - (reference == answer)) / 3) for reference in given]
     return sum(scores) / len(scores)
 
 
-def _means(scores: Sequence[float], kinds: Sequence[str]) -> dict[str, float]:
+def _mean_per_type(scores: Sequence[float], types: Sequence[str]) -> dict[str, float]:
     grouped = defaultdict(list)
-    for score, kind in zip(scores, kinds, strict=True):
-        grouped[kind].append(score)
-    return {kind: sum(values) / len(values) for kind, values in sorted(grouped.items())}
+    for score, type_ in zip(scores, types, strict=True):
+        grouped[type_].append(score)
+    return {type_: sum(values) / len(values) for type_, values in sorted(grouped.items())}
 
 
 def answer_metrics(
@@ -87,17 +96,17 @@ def answer_metrics(
     question_types: Sequence[str] | None = None,
     answer_types: Sequence[str] | None = None,
 ) -> dict[str, float | dict[str, float]]:
-    """VQA accuracy as fractions.
+    """VQA accuracy of many questions, as fractions.
 
     Args:
-        predictions: one answer a question.
-        references: the answers of people (ten in VQA v2), one list a question.
-        question_types, answer_types: such as "how many" and "number", one a question.
+        predictions: one answer per question.
+        references: one list per question: the answers of people, ten in VQA v2.
+        question_types, answer_types: one per question, such as "how many" and "number".
 
-    Returns: `accuracy`, and where types were given `accuracy_per_question_type`, `accuracy_per_answer_type`.
+    Returns: `accuracy`, and where types are given `accuracy_per_question_type` and `accuracy_per_answer_type`.
 
     Raises:
-        ValueError: numbers that differ, or a question without reference (names its row).
+        ValueError: the lists differ in length, are empty, or a question has no reference (names its row).
     """
     lists: Mapping[str, Sequence | None] = {
         "references": references,
@@ -115,7 +124,7 @@ def answer_metrics(
     scores = [answer_accuracy(answer, given) for answer, given in zip(predictions, references, strict=True)]
     metrics: dict[str, float | dict[str, float]] = {"accuracy": sum(scores) / len(scores)}
     if question_types is not None:
-        metrics["accuracy_per_question_type"] = _means(scores, question_types)
+        metrics["accuracy_per_question_type"] = _mean_per_type(scores, question_types)
     if answer_types is not None:
-        metrics["accuracy_per_answer_type"] = _means(scores, answer_types)
+        metrics["accuracy_per_answer_type"] = _mean_per_type(scores, answer_types)
     return metrics

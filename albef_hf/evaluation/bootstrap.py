@@ -1,4 +1,4 @@
-"""Median ranks, and how far a retrieval figure would move on other data of the same kind."""
+"""Median ranks, and bootstrap intervals: how much a retrieval figure would vary on other data of the same kind."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ WEIGHTS_AT_ONCE = 2**22
 
 
 def median_rank(ranks: torch.Tensor) -> float:
-    """The smallest place (1 is the first) that at least half of the queries reach; unanswerable ones are left out."""
+    """The smallest rank, counted from 1, that at least half of the queries reach. Unanswerable ones are left out."""
     answerable = ranks[ranks != NO_RIGHT_ANSWER]
     return float(answerable.sort().values[(len(answerable) - 1) // 2] + 1)
 
@@ -25,7 +25,13 @@ def median_ranks(image_ranks: torch.Tensor, text_ranks: torch.Tensor) -> dict[st
 
 
 class _Queries:
-    """The answerable queries of one direction, in the order of their ranks."""
+    """The answerable queries of one direction, sorted by rank.
+
+    Args:
+        ranks: (queries,), counted from 0; -1 for an unanswerable query.
+        groups: (queries,) codes from 0 to count - 1.
+        count: how many groups there are.
+    """
 
     def __init__(self, ranks: torch.Tensor, groups: torch.Tensor, count: int) -> None:
         answerable = (ranks != NO_RIGHT_ANSWER).numpy()
@@ -43,13 +49,13 @@ class _Queries:
         return {cutoff: (weights @ hits) / (weights @ self.sizes) for cutoff, hits in self.hits.items()}
 
     def medians(self, weights: np.ndarray) -> np.ndarray:
-        """weights (samples, groups) -> median place (samples,)."""
+        """weights (samples, groups) -> median rank, counted from 1 (samples,)."""
         reached = weights[:, self.groups].cumsum(axis=1)
         return self.ranks[(2 * reached >= reached[:, -1:]).argmax(axis=1)] + 1.0
 
 
 def _draws(generator: np.random.Generator, groups: int, samples: int, at_once: int) -> Iterator[np.ndarray]:
-    """How often each group was drawn in each sample, (some samples, groups) at a time."""
+    """How often each group was drawn in each sample: blocks of (samples, groups)."""
     for start in range(0, samples, at_once):
         size = min(at_once, samples - start)
         drawn = generator.integers(groups, size=(size, groups)) + groups * np.arange(size)[:, None]
@@ -68,27 +74,27 @@ def bootstrap_intervals(
 ) -> dict[str, tuple[float, float]]:
     """Percentile intervals of the recalls, their mean and the median ranks.
 
-    What is drawn with replacement are groups, an image with all its captions, for both directions at once: captions
-    of one image succeed and fail together, and drawing them one by one would make intervals too narrow. The gallery
-    stays.
+    Groups are drawn with replacement, that is an image together with all its captions, for both directions at once:
+    captions of one image succeed and fail together, so drawing them one by one would make the intervals too narrow.
+    The queries are drawn; the candidates of each query stay the same.
 
     Args:
-        image_ranks, text_ranks: (images,) and (texts,), -1 for a query without a right answer.
-        image_groups, text_groups: their group codes.
+        image_ranks, text_ranks: (images,) and (texts,), counted from 0; -1 for a query without a right answer.
+        image_groups, text_groups: (images,) and (texts,) group codes.
         samples: how many times to draw.
-        level: share of the draws that the interval holds.
+        level: share of the draws inside the interval.
         seed: of the draws.
 
-    Returns: lower and upper end by the names of `recall_metrics` and `median_ranks`.
+    Returns: lower and upper end, under the names of `recall_metrics` and `median_ranks`.
 
     Raises:
-        ValueError: fewer than one sample, or a level outside 0 .. 1.
+        ValueError: fewer than one sample, or a level that is not between 0 and 1.
     """
     if samples < 1 or not 0 < level < 1:
         raise ValueError(f"bootstrap needs samples >= 1 and 0 < level < 1, not {samples} and {level}")
     used = torch.cat([image_groups[image_ranks != NO_RIGHT_ANSWER], text_groups[text_ranks != NO_RIGHT_ANSWER]])
     present, codes = torch.cat([used, image_groups, text_groups]).unique(return_inverse=True)
-    # Groups without an answerable query say nothing; those with one come first.
+    # Groups are renumbered so that those with an answerable query come first; the others are not drawn.
     dense = torch.full((len(present),), -1)
     answerable = codes[: len(used)].unique()
     dense[answerable] = torch.arange(len(answerable))

@@ -1,4 +1,7 @@
-"""Boxes (x, y, width, height) in pixels, origin at the upper left: overlap, and which one a heat map points to."""
+"""Boxes: their overlap, and which box a heat map points to.
+
+A box is (x, y, width, height) in pixels; the origin is the upper left corner of the image.
+"""
 
 from collections.abc import Sequence
 
@@ -9,20 +12,22 @@ Box = Sequence[float] | np.ndarray
 
 
 def check_box(box: Box, width: float, height: float, where: str) -> None:
-    """Raises:
-    ValueError: not four numbers, no area, or not inside an image of this size.
+    """Check a box of an image of this size. where: what the box is, for the error.
+
+    Raises:
+        ValueError: the box is not four numbers, has no area, or is not inside the image.
     """
     values = [float(value) for value in box]
     if len(values) != 4 or not np.isfinite(values).all():
         raise ValueError(f"{where}: a box is x, y, width and height, not {list(box)}")
     x, y, wide, high = values
-    # Annotations are rounded: half a pixel outside is inside.
+    # Annotations are rounded, so half a pixel outside is allowed.
     if wide <= 0 or high <= 0 or x < -0.5 or y < -0.5 or x + wide > width + 0.5 or y + high > height + 0.5:
         raise ValueError(f"{where}: box {values} is not inside the image of {width} x {height} pixels")
 
 
 def intersection_over_union(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """(..., 4) and (..., 4) -> (...), by the rules of broadcasting; 0 where a box has no area."""
+    """Intersection over union of boxes (..., 4) and (..., 4), broadcast: (...). It is 0 where a box has no area."""
     a, b = np.asarray(boxes, dtype=np.float64), np.asarray(others, dtype=np.float64)
     overlap = np.minimum(a[..., :2] + a[..., 2:], b[..., :2] + b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
     shared = overlap.clip(min=0).prod(-1)
@@ -31,10 +36,13 @@ def intersection_over_union(boxes: np.ndarray, others: np.ndarray) -> np.ndarray
 
 
 def grounding_accuracy(predicted: np.ndarray, references: np.ndarray, threshold: float = 0.5) -> float:
-    """The share of boxes (samples, 4) that overlap with their references by `threshold` at least.
+    """The share of boxes whose intersection over union with their reference is at least `threshold`.
+
+    Args:
+        predicted, references: (samples, 4).
 
     Raises:
-        ValueError: other numbers of boxes than of references, or none.
+        ValueError: the shapes differ, or there are no boxes.
     """
     predicted, references = np.asarray(predicted), np.asarray(references)
     if predicted.shape != references.shape or predicted.ndim != 2 or predicted.shape[1] != 4 or not len(predicted):
@@ -43,11 +51,12 @@ def grounding_accuracy(predicted: np.ndarray, references: np.ndarray, threshold:
 
 
 def score_proposals(heat_map: np.ndarray, proposals: np.ndarray, exponent: float = 0.5) -> np.ndarray:
-    """How much heat each proposal holds: sum over area ** exponent (published; 0.5 favours neither small nor large).
+    """Score each proposal: the sum of its heat, divided by area ** exponent (published: 0.5).
 
     Args:
         heat_map: (height, width), of the image's size.
-        proposals: (proposals, 4), edges cut down to whole pixels as published.
+        proposals: (proposals, 4). Edges are rounded down to whole pixels, as published.
+        exponent: 0 favors large boxes, 1 small ones.
 
     Returns: (proposals,).
     """
@@ -62,18 +71,21 @@ def score_proposals(heat_map: np.ndarray, proposals: np.ndarray, exponent: float
 
 
 def hottest_region(heat_map: torch.Tensor, height: int, width: int, threshold: float = 0.5) -> np.ndarray:
-    """A box without proposals: around the connected patches that reach `threshold` of the maximum and hold most heat;
-    the whole image where nothing is warm.
+    """The box that a heat map points to where there are no proposals.
+
+    Patches with at least `threshold` of the greatest heat are hot. Of the regions of connected hot patches, the one
+    that holds most heat is chosen. A map without any heat gives the whole image.
 
     Args:
         heat_map: (rows, columns) of patches.
+        height, width: of the image, in pixels.
 
-    Returns: (4,) in pixels of an image of this size.
+    Returns: (4,) the box around the region.
     """
     heat = heat_map.detach().double().cpu().numpy()
     hot = heat >= threshold * heat.max()
     rows, columns = heat.shape
-    # Each hot patch takes the largest label among itself and its four neighbours until none changes.
+    # Each hot patch takes the largest label among itself and its four neighbors until no label changes.
     labels = np.where(hot, np.arange(1, heat.size + 1).reshape(heat.shape), 0)
     while True:
         padded = np.pad(labels, 1)
@@ -92,7 +104,12 @@ def hottest_region(heat_map: torch.Tensor, height: int, width: int, threshold: f
 
 
 def random_box_accuracy(proposals: Sequence[np.ndarray], references: np.ndarray, threshold: float = 0.5) -> float:
-    """What choosing a proposal at random reaches, exactly: the mean share of proposals that would be right."""
+    """The expected accuracy of choosing a proposal at random: the mean share of proposals that are right.
+
+    Args:
+        proposals: for each sample (proposals, 4).
+        references: (samples, 4).
+    """
     shares = [
         float((intersection_over_union(each, reference) >= threshold).mean())
         for each, reference in zip(proposals, references, strict=True)
@@ -100,10 +117,10 @@ def random_box_accuracy(proposals: Sequence[np.ndarray], references: np.ndarray,
     return float(np.mean(shares))
 
 
-def centre_box(width: float, height: float, proposals: np.ndarray | None = None) -> np.ndarray:
-    """The proposal whose centre is nearest to the image's; without proposals, the middle half of each side."""
+def center_box(width: float, height: float, proposals: np.ndarray | None = None) -> np.ndarray:
+    """The proposal whose center is nearest to that of the image; without proposals, the middle half of each side."""
     if proposals is None or not len(proposals):
         return np.array([width / 4, height / 4, width / 2, height / 2])
     proposals = np.asarray(proposals, dtype=np.float64)
-    centres = proposals[:, :2] + proposals[:, 2:] / 2
-    return proposals[((centres - [width / 2, height / 2]) ** 2).sum(1).argmin()]
+    centers = proposals[:, :2] + proposals[:, 2:] / 2
+    return proposals[((centers - [width / 2, height / 2]) ** 2).sum(1).argmin()]

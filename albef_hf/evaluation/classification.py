@@ -1,4 +1,4 @@
-"""Accuracy with confusion, for visual reasoning (NLVR2) and visual entailment (SNLI-VE); and the majority baseline."""
+"""Accuracy and confusion matrix of classes (NLVR2, SNLI-VE), and the baseline of the most frequent class."""
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
@@ -13,15 +13,18 @@ SNLI_VE_LABELS = ("contradiction", "neutral", "entailment")
 def classification_metrics(
     predictions: Sequence[int], references: Sequence[int], labels: Sequence[str]
 ) -> dict[str, Any]:
-    """Args:
-        predictions, references: classes as numbers.
+    """Accuracy in all, per class, and the confusion matrix.
+
+    Args:
+        predictions, references: the number of the predicted and of the true class of each sample.
         labels: the name of each class.
 
-    Returns: `accuracy`; `accuracy_per_class` by name (of the references of a class, how many were found; classes
-        without any are left out); `confusion`, a list of rows, one a true class, one column a predicted one.
+    Returns: `accuracy`; `accuracy_per_class`, by name (the share of a class's samples that were predicted right;
+        classes without samples are left out); `confusion`, with a row for each true class and a column for each
+        predicted one.
 
     Raises:
-        ValueError: numbers that differ, no samples, or a class without a name.
+        ValueError: the lists differ in length or are empty, or a class has no name.
     """
     predicted, true = np.asarray(predictions, dtype=np.int64), np.asarray(references, dtype=np.int64)
     if predicted.shape != true.shape or predicted.ndim != 1 or not len(true):
@@ -42,7 +45,7 @@ def classification_metrics(
 
 
 def majority(values: Sequence[Hashable]) -> Hashable:
-    """The most frequent value, the first seen of those that tie: the answer of who has not seen a question."""
+    """The most frequent value: what ignoring the input scores. Of several that tie, the one that comes first."""
     if not len(values):
         raise ValueError("there is no majority of nothing")
     return Counter(values).most_common(1)[0][0]
@@ -51,24 +54,25 @@ def majority(values: Sequence[Hashable]) -> Hashable:
 def majority_baseline(
     train: Sequence[Hashable],
     test: Sequence[Hashable],
-    train_kinds: Sequence[Hashable] | None = None,
-    test_kinds: Sequence[Hashable] | None = None,
+    train_types: Sequence[Hashable] | None = None,
+    test_types: Sequence[Hashable] | None = None,
 ) -> float:
-    """Accuracy in the test set of always giving the most frequent answer of the training set.
+    """Test accuracy of always giving the most frequent answer of the training set.
 
     Args:
         train, test: answers or labels.
-        train_kinds, test_kinds: such as question types: the most frequent answer of each kind is then given to it.
+        train_types, test_types: the type of each, such as the type of the question. Where they are given, each type
+            gets its own most frequent answer.
 
     Raises:
-        ValueError: an empty set, or a kind that was never seen in training.
+        ValueError: a set is empty, or a type does not occur in the training set.
     """
-    kinds, asked = train_kinds or [None] * len(train), test_kinds or [None] * len(test)
+    known, asked = train_types or [None] * len(train), test_types or [None] * len(test)
     grouped: dict[Hashable, list[Hashable]] = {}
-    for kind, value in zip(kinds, train, strict=True):
-        grouped.setdefault(kind, []).append(value)
-    best = {kind: majority(values) for kind, values in grouped.items()}
+    for type_, value in zip(known, train, strict=True):
+        grouped.setdefault(type_, []).append(value)
+    best = {type_: majority(values) for type_, values in grouped.items()}
     unseen = set(asked) - set(best)
     if unseen or not len(test):
         raise ValueError(f"there is no majority for {sorted(map(str, unseen))}" if unseen else "nothing to measure")
-    return float(np.mean([best[kind] == value for kind, value in zip(asked, test, strict=True)]))
+    return float(np.mean([best[type_] == value for type_, value in zip(asked, test, strict=True)]))

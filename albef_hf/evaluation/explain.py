@@ -1,8 +1,8 @@
 """Where does a model look? Grad-CAM heat maps of words and sentences over an image (paper section 6.4, figures 3-6).
 
-A map is the attention of one layer, times the positive part of the gradient of a score with respect to it. `itm` takes
-the attention of text tokens to image patches in a fusion layer and the matching logit; `itc` the attention of the
-class token in the last block of the image encoder and the contrastive logit of image and text.
+A map is the attention of one layer, times the positive part of the gradient of a score with respect to it. There are
+two modes: `itm` takes the attention of the text tokens to the image patches in a fusion layer, and the matching logit;
+`itc` takes the attention of the class token in the last block of the image encoder, and the contrastive logit.
 """
 
 import copy
@@ -18,6 +18,7 @@ from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..modeling_albef_attention import eager_attention_forward
+from .mode import evaluation_mode
 
 MODES = ("itm", "itc")
 _RECORDED = "albef_recorded_attention"
@@ -28,10 +29,9 @@ class HeatMaps:
     """Heat maps of a batch.
 
     Args:
-        per_token: (batch, tokens, rows, columns), zero at padding; None for `itc`, which knows sentences only.
-        sentence: (batch, rows, columns); for `itm` the mean over all positions, [CLS] and padding included, as
-            published.
-        scores: (batch,) what was differentiated: the matching logit, or the cosine similarity over temperature.
+        per_token: (batch, tokens, rows, columns), zero at padding; None for `itc`, which maps whole sentences only.
+        sentence: (batch, rows, columns); for `itm` the mean over all positions with [CLS] and padding, as published.
+        scores: (batch,) the scores that were differentiated: matching logits, or cosine similarities over temperature.
     """
 
     per_token: torch.Tensor | None
@@ -42,7 +42,7 @@ class HeatMaps:
 def _recorded_attention(
     module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Eager attention whose weights become the start of the graph: nothing before them is differentiated."""
+    """Eager attention. Its weights are the leaves of the graph: nothing before them is differentiated."""
     kwargs["dropout"] = 0.0
     _, weights = eager_attention_forward(module, query, key, value, *args, **kwargs)
     weights = weights.detach().requires_grad_()
@@ -55,25 +55,21 @@ ALL_ATTENTION_FUNCTIONS.register(_RECORDED, _recorded_attention)
 
 @contextmanager
 def _recording(model: nn.Module, attention: nn.Module) -> Iterator[None]:
-    """One attention layer shows its weights; all others keep their implementation. Everything is put back."""
-    training = [module for module in model.modules() if module.training]
+    """Record the weights of one attention layer, without dropout or gradients of parameters, and then undo it all."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     config = attention.config
     attention.config = copy.copy(config)  # type: ignore[assignment,arg-type]
     attention.config._attn_implementation = _RECORDED  # type: ignore[assignment]
-    model.eval()
     for parameter in trainable:
         parameter.requires_grad_(False)
     try:
-        with torch.inference_mode(False), torch.enable_grad():
+        with evaluation_mode(model), torch.inference_mode(False), torch.enable_grad():
             yield
     finally:
         attention.config = config
         attention.__dict__.pop("recorded_weights", None)
         for parameter in trainable:
             parameter.requires_grad_(True)
-        for module in training:
-            module.training = True
 
 
 def _cross_attention(model: Any, layer: int | None) -> nn.Module:
@@ -102,10 +98,10 @@ def _class_attention(model: Any) -> nn.Module:
 
 
 def _grid(patches: int, height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of so many patches of an image of this shape."""
+    """Rows and columns of the patches of an image of this shape."""
     rows = max(1, round((patches * height / width) ** 0.5))
     if rows * (patches // rows) != patches:
-        raise ValueError(f"{patches} image tokens are no grid over {height} x {width} pixels")
+        raise ValueError(f"{patches} image tokens do not form a grid over {height} x {width} pixels")
     return rows, patches // rows
 
 
@@ -117,19 +113,20 @@ def heat_maps(
     mode: str = "itm",
     layer: int | None = None,
 ) -> HeatMaps:
-    """Grad-CAM maps of pairs of an image and a text. The model is left as it was.
+    """Grad-CAM maps of pairs of an image and a text. Afterwards the model is as it was.
 
     Args:
         model: has `albef` and `itm_head`.
         pixel_values: (batch, channels, height, width).
         input_ids, attention_mask: (batch, tokens).
         mode: `itm` or `itc`.
-        layer: fusion layer of `itm`, counted from 0 over text and fusion layers; where left out the one a third into
-            the fusion encoder: 8 of the base configuration, the third of its six, as published; the last of two.
+        layer: the fusion layer of `itm`, counted from 0 over text and fusion layers. Left out, it is the layer a third
+            into the fusion encoder: of six the third, as published (layer 8 of the base configuration); of two the
+            last.
 
     Raises:
-        ValueError: an unknown mode, a layer that is no fusion layer, a backbone without what `itc` needs, or as many
-            images as texts were not given.
+        ValueError: the mode is unknown, the layer is not a fusion layer, the backbone lacks what `itc` needs, or there
+            are not as many images as texts.
     """
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
@@ -141,7 +138,7 @@ def heat_maps(
     attention = _cross_attention(model, layer) if mode == "itm" else _class_attention(model)
     prefix = albef.vision_model.prefix_tokens
     with _recording(model, attention):
-        # Copies, since what was made under inference_mode cannot take part in a graph.
+        # Copies, because tensors made under inference_mode cannot take part in a graph.
         ids, mask = input_ids.clone(), attention_mask.clone()
         image = albef.vision_model(pixel_values.clone())
         text = albef.text_model.encode_text(ids, mask)
@@ -173,25 +170,24 @@ def to_image_size(heat_map: torch.Tensor, height: int, width: int) -> torch.Tens
 
 
 def overlay(image: Image.Image, heat_map: torch.Tensor, opacity: float = 0.6) -> Image.Image:
-    """A heat map (rows, columns) over its picture: blue is cold, red is hot; each map has its own scale."""
+    """Draw a heat map (rows, columns) over its picture: blue is cold, red is hot. Each map has its own scale."""
     import matplotlib
 
     heat = to_image_size(heat_map.detach().float().cpu(), image.height, image.width).numpy()
     heat = (heat - heat.min()) / max(float(heat.max() - heat.min()), 1e-12)
-    colours = matplotlib.colormaps["jet"](heat)[..., :3] * 255
+    colors = matplotlib.colormaps["jet"](heat)[..., :3] * 255
     picture = np.asarray(image.convert("RGB"), dtype=np.float64)
-    return Image.fromarray((picture * (1 - opacity) + colours * opacity).round().astype(np.uint8))
+    return Image.fromarray((picture * (1 - opacity) + colors * opacity).round().astype(np.uint8))
 
 
 @dataclass
 class Explanation:
-    """One image, one text, and where the model looks.
+    """Where the model looks in one image, for one text.
 
     Args:
-        image: the picture.
-        words: token of each map, as the tokenizer has it.
-        maps: (tokens, rows, columns), in the order of `words`; none for `itc`.
-        sentence: (rows, columns).
+        words: the tokens of the text, as in the tokenizer; none for `itc`.
+        maps: (tokens, rows, columns), the map of each token; none for `itc`.
+        sentence: (rows, columns), the map of the whole text.
         score: matching or contrastive logit.
     """
 
@@ -202,7 +198,7 @@ class Explanation:
     score: float
 
     def picture(self, token: int | None = None) -> Image.Image:
-        """The map of a token, or of the sentence, over the image."""
+        """The map of a token, or of the whole text, drawn over the image."""
         return overlay(self.image, torch.from_numpy(self.sentence if token is None else self.maps[token]))
 
 
@@ -214,7 +210,7 @@ def explain(
     mode: str = "itm",
     layer: int | None = None,
 ) -> list[Explanation]:
-    """Explanations of pairs: the first image with the first text, and so on.
+    """Explain pairs: the first image with the first text, and so on.
 
     Args:
         model, mode, layer: as in `heat_maps`.

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ..data.images import decode_image
 from .boxes import (
     Box,
-    centre_box,
+    center_box,
     check_box,
     grounding_accuracy,
     hottest_region,
@@ -163,7 +163,7 @@ def score_boxes(
         width, height = grounding.image_size
         assert sample.box is not None
         check_box(sample.box, width, height, f"sample {row} ({sample.expression!r})")
-        centers.append(centre_box(width, height, np.asarray(sample.proposals, dtype=np.float64)))
+        centers.append(center_box(width, height, np.asarray(sample.proposals, dtype=np.float64)))
     references = np.array([sample.box for sample in samples], dtype=np.float64)
     metrics = {
         "accuracy": grounding_accuracy(np.array([each.box for each in groundings]), references, threshold),

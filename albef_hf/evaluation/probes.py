@@ -1,8 +1,8 @@
-"""What frozen features are worth: nearest neighbours, a linear layer, logistic regression.
+"""The quality of frozen features, measured by nearest neighbors, a linear layer and logistic regression.
 
-Features are those of the *online* encoder before any projector, of pictures resized without augmentation. No result is
-the best epoch on the test set: a probe reports its last state, and whatever is chosen is chosen on a part of the
-training set.
+Features come from the *online* encoder, before any projector, of pictures resized without augmentation. No choice uses
+the test set: a probe reports its last state, and penalties and learning rates are chosen on a part of the training
+    set.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,8 +12,10 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-# Neighbours and temperature. `dino-knn`: Caron et al. 2021, section 4.1, and most others since; the best k is usually
-# 20. `instdisc-knn`: Wu et al. 2018, section 3.4, MoCo's CIFAR demonstration and lightly.
+from ..losses import unit_vectors
+
+# Numbers of neighbors and the temperature. `dino-knn`: Caron et al. 2021, section 4.1, used by most others since; the
+# best k is usually 20. `instdisc-knn`: Wu et al. 2018, section 3.4, MoCo's CIFAR demonstration and lightly.
 KNN_PROTOCOLS: dict[str, tuple[tuple[int, ...], float]] = {
     "dino-knn": ((10, 20, 100, 200), 0.07),
     "instdisc-knn": ((200,), 0.1),
@@ -34,9 +36,9 @@ def extract_features(
     """Features (pictures, width) in float32, on the CPU.
 
     Args:
-        encode: (batch, channels, h, w) -> (batch, width).
+        encode: pixels (batch, channels, h, w) -> features (batch, width).
         pictures: a sequence of undecoded pictures, read a slice at a time.
-        to_pixels: a picture as a normalised tensor (channels, h, w).
+        to_pixels: a picture -> a normalized tensor (channels, h, w).
     """
     found = []
     for start in tqdm(range(0, len(pictures), batch_size), desc="features", unit="batch", disable=not progress):
@@ -51,29 +53,32 @@ def knn_accuracy(
     train_labels: torch.Tensor,
     test_features: torch.Tensor,
     test_labels: torch.Tensor,
-    neighbours: Sequence[int] = (10, 20, 100, 200),
+    neighbors: Sequence[int] = (10, 20, 100, 200),
     temperature: float = 0.07,
     chunk: int = 1024,
 ) -> dict[int, float]:
-    """Weighted k-nearest-neighbour accuracy for every k (Wu et al. 2018, section 3.4).
+    """Weighted k-nearest-neighbor accuracy for every k (Wu et al. 2018, section 3.4).
 
-    Cosine similarity s; each of the k nearest training rows votes for its class with exp(s / temperature).
+    Each of the k nearest training rows votes for its class with weight exp(cosine similarity / temperature).
 
     Args:
-        train_features, test_features: (rows, width), of any length. train_labels, test_labels: (rows,) integers.
+        train_features, test_features: (rows, width); their lengths do not matter.
+        train_labels, test_labels: (rows,) integers.
+        neighbors: the values of k. A k that exceeds the training rows takes all of them.
+        chunk: test rows at a time.
 
-    Returns: accuracy in 0 .. 1 by k. A k beyond the training rows takes them all.
+    Returns: the accuracy in 0 .. 1 for each k.
     """
-    bank = nn.functional.normalize(train_features.float(), dim=1)
+    bank = unit_vectors(train_features.float())
     classes = _classes(train_labels, test_labels)
-    most = min(max(neighbours), len(bank))
-    right = dict.fromkeys(neighbours, 0)
+    most = min(max(neighbors), len(bank))
+    right = dict.fromkeys(neighbors, 0)
     for start in range(0, len(test_features), chunk):
-        rows = nn.functional.normalize(test_features[start : start + chunk].float(), dim=1)
+        rows = unit_vectors(test_features[start : start + chunk].float())
         similarity, index = (rows @ bank.T).topk(most, dim=1)
         votes = torch.exp((similarity - similarity[:, :1]) / temperature)
         labels = train_labels[index]
-        for k in neighbours:
+        for k in neighbors:
             score = torch.zeros(len(rows), classes, dtype=votes.dtype).scatter_add_(1, labels[:, :k], votes[:, :k])
             right[k] += int((score.argmax(1) == test_labels[start : start + chunk]).sum())
     return {k: count / len(test_features) for k, count in right.items()}
@@ -84,14 +89,14 @@ def _classes(*labels: torch.Tensor) -> int:
 
 
 def _standardized(train: torch.Tensor, test: torch.Tensor) -> list[torch.Tensor]:
-    """Both in float32, by the statistics of the training rows."""
+    """Both in float32, standardized by the mean and deviation of the training rows."""
     train, test = train.float(), test.float()
     mean, deviation = train.mean(0), train.std(0).clamp(min=1e-6)
     return [(features - mean) / deviation for features in (train, test)]
 
 
 def _validation_split(labels: torch.Tensor, fraction: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows to fit on and rows to choose by."""
+    """Rows to fit on, and held-out rows to choose by."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     held = max(1, round(len(labels) * fraction))
     return order[held:], order[:held]
@@ -104,7 +109,7 @@ def _accuracy(logits: torch.Tensor, labels: torch.Tensor) -> float:
 def fit_logistic_regression(
     features: torch.Tensor, labels: torch.Tensor, classes: int, penalty: float, iterations: int = 200
 ) -> nn.Linear:
-    """Multinomial logistic regression by L-BFGS: mean cross-entropy + penalty / 2 * |W|^2."""
+    """Multinomial logistic regression by L-BFGS. The loss is the mean cross-entropy plus penalty / 2 * |W|^2."""
     layer = nn.Linear(features.shape[1], classes, dtype=features.dtype)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
@@ -130,9 +135,10 @@ def logistic_regression(
     seed: int = 0,
     iterations: int = 200,
 ) -> dict[str, float]:
-    """Test accuracy of a logistic regression whose penalty was chosen on a held-out part of the training rows.
+    """Test accuracy of a logistic regression whose penalty is chosen on held-out training rows.
 
-    Returns: `accuracy` of the chosen penalty fitted on all training rows, `validation_accuracy`, `penalty`.
+    Returns: `accuracy` on the test rows, fitted with the chosen penalty on all training rows; `penalty`, the chosen
+        one; `validation_accuracy`, its accuracy on the held-out rows.
     """
     train, test = _standardized(train_features, test_features)
     classes = _classes(train_labels, test_labels)
@@ -158,21 +164,25 @@ def linear_probe(
     validation_fraction: float = 0.2,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """A linear layer by SGD (momentum 0.9, no decay, cosine per step), all learning rates at once on one feature pass.
+    """Test accuracy of a linear layer trained by SGD, whose learning rate is chosen on held-out training rows.
 
-    Returns: `accuracy` on the test rows after the last epoch with the rate chosen on held-out training rows,
-        `learning_rate`, `validation_accuracy`, and `by_learning_rate`, the held-out accuracy of each.
+    SGD has momentum 0.9, no weight decay, and a cosine schedule that moves every step. One layer for each learning
+    rate trains, all of them at once.
+
+    Returns: `accuracy` on the test rows after the last epoch; `learning_rate`, the chosen one; `validation_accuracy`,
+        its accuracy on the held-out rows; `by_learning_rate`, that of each learning rate.
     """
     train, test = _standardized(train_features, test_features)
     classes = _classes(train_labels, test_labels)
     fit, held = _validation_split(train_labels, validation_fraction, seed)
     rates = torch.tensor(list(learning_rates))[:, None, None]
     generator = torch.Generator().manual_seed(seed)
-    # One layer a rate; the last column of ones is the bias.
+    # A column of ones is appended to the features, so the last row of a layer's weights is its bias.
     weights = torch.zeros(len(rates), train.shape[1] + 1, classes)
     moments = torch.zeros_like(weights)
 
     def scores(features: torch.Tensor) -> torch.Tensor:
+        """(rows, width) -> (rates, rows, classes)."""
         return torch.matmul(torch.cat([features, torch.ones(len(features), 1)], dim=1), weights)
 
     steps = max(1, epochs * (len(fit) // min(batch_size, len(fit))))

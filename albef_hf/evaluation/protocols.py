@@ -1,12 +1,15 @@
-"""Retrieval evaluations by name: figures compare only where the resolution, k and the weights' past are the same."""
+"""Published ways to measure retrieval, by name.
+
+Figures can be compared only where the image size, k and the data that the weights were trained on are the same.
+"""
 
 import copy
-import difflib
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
+from ..data.hints import nearest_hint
 from ..data.retrieval import RetrievalData
 from ..processing_albef import AlbefProcessor
 from .retrieval import RetrievalResult, evaluate_retrieval
@@ -17,13 +20,13 @@ class RetrievalProtocol:
     """How a published retrieval figure is measured.
 
     Args:
-        name: what to ask for.
+        name: of the protocol.
         weights: what the evaluated weights were trained on.
         image_size: height and width of a picture in pixels.
-        k: candidates of each query that are re-ranked.
-        source: where this is laid down.
+        k: how many candidates of each query are re-ranked.
+        source: where the publication says so.
         score: see `evaluate_retrieval`.
-        max_length: tokens of a text.
+        max_length: longer texts are cut to this many tokens.
     """
 
     name: str
@@ -35,7 +38,7 @@ class RetrievalProtocol:
     max_length: int = 30
 
     def processor(self, processor: AlbefProcessor) -> AlbefProcessor:
-        """A copy that makes pictures of this protocol's size; models interpolate their position table."""
+        """A copy of the processor that resizes pictures to the protocol's size; models interpolate their positions."""
         resized = copy.copy(processor)
         resized.image_processor = copy.deepcopy(processor.image_processor)
         resized.image_processor.size = {"height": self.image_size, "width": self.image_size}
@@ -44,10 +47,11 @@ class RetrievalProtocol:
     def evaluate(
         self, model: nn.Module, processor: AlbefProcessor, data: RetrievalData, **options: Any
     ) -> RetrievalResult:
-        """`evaluate_retrieval` as this protocol says. `options`: its others, such as `batch_size` or `bootstrap`.
+        """Run `evaluate_retrieval` by this protocol. options: other arguments of it, such as `batch_size`.
 
         Raises:
-            ValueError: the gallery is smaller than the protocol's k, or an option contradicts the protocol.
+            ValueError: the gallery is smaller than k, or an option is fixed by the protocol; and as
+                `evaluate_retrieval`.
         """
         fixed = {"k": self.k, "score": self.score, "max_length": self.max_length}
         changed = sorted(set(options) & set(fixed))
@@ -62,37 +66,37 @@ PROTOCOLS = {
         RetrievalProtocol(
             "coco-zero-shot",
             "pre-training alone",
-            256,
-            256,
-            "k: released Retrieval_coco.yaml; resolution: that of pre-training, as the authors advise for raw weights",
+            image_size=256,
+            k=256,
+            source="k: released Retrieval_coco.yaml; resolution: that of pre-training, as the authors advise",
         ),
         RetrievalProtocol(
             "flickr30k-zero-shot",
             "pre-training alone",
-            256,
-            128,
-            "k: released Retrieval_flickr.yaml; resolution: as for coco-zero-shot",
+            image_size=256,
+            k=128,
+            source="k: released Retrieval_flickr.yaml; resolution: as for coco-zero-shot",
         ),
         RetrievalProtocol(
             "flickr30k-zero-shot-coco-tuned",
             "pre-training, then retrieval on COCO: what the paper's table 3 calls zero-shot",
-            384,
-            128,
-            "paper section 6.2, released Retrieval_flickr.yaml",
+            image_size=384,
+            k=128,
+            source="paper section 6.2, released Retrieval_flickr.yaml",
         ),
         RetrievalProtocol(
             "coco-fine-tuned",
             "pre-training, then retrieval on COCO",
-            384,
-            256,
-            "paper section 6.2, released Retrieval_coco.yaml",
+            image_size=384,
+            k=256,
+            source="paper section 6.2, released Retrieval_coco.yaml",
         ),
         RetrievalProtocol(
             "flickr30k-fine-tuned",
             "pre-training, then retrieval on Flickr30K",
-            384,
-            128,
-            "paper section 6.2, released Retrieval_flickr.yaml",
+            image_size=384,
+            k=128,
+            source="paper section 6.2, released Retrieval_flickr.yaml",
         ),
     )
 }
@@ -102,10 +106,8 @@ def retrieval_protocol(name: str) -> RetrievalProtocol:
     """A protocol by name.
 
     Raises:
-        ValueError: there is none of this name; names the nearest.
+        ValueError: an unknown name; names the nearest.
     """
     if name not in PROTOCOLS:
-        nearest = difflib.get_close_matches(name, PROTOCOLS, n=1)
-        hint = f"did you mean {nearest[0]!r}?" if nearest else f"there are: {', '.join(PROTOCOLS)}"
-        raise ValueError(f"unknown retrieval protocol {name!r}; {hint}")
+        raise ValueError(f"unknown retrieval protocol {name!r}; {nearest_hint(name, PROTOCOLS)}")
     return PROTOCOLS[name]

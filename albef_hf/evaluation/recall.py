@@ -1,9 +1,9 @@
-"""Recall at K where a query may have several right answers: the arithmetic, with neither model nor data.
+"""Recall at K where a query may have several right answers: arithmetic on scores, without model or data.
 
-A *query* is ranked against all *candidates*; a candidate is right (relevant) when its group equals the query's. The
-rank of a query is the number of wrong candidates placed ahead of its best right one, so rank 0 is a hit at 1. A wrong
-candidate whose score equals that of the best right one counts as ahead, and so does one that cannot be compared (not
-a number): a model that gives every pair the same score, or that has diverged, finds nothing.
+Each *query* ranks all *candidates*. A candidate is right (relevant) if its group equals the query's group. The rank of
+a query is the number of wrong candidates ahead of its best right one, so rank 0 is a hit at 1. A wrong candidate with
+the same score as the best right one counts as ahead, and so does one whose score is not a number. A model that gives
+every pair the same score, or that has diverged, therefore has recall 0.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -17,29 +17,31 @@ NO_RIGHT_ANSWER = -1
 def group_codes(
     image_groups: Sequence[Hashable], text_groups: Sequence[Hashable]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Any hashable groups -> int64 codes (images,) and (texts,), equal where the groups are equal."""
+    """Number the groups: int64 codes (images,) and (texts,), which are equal where the groups are equal."""
     codes: dict[Hashable, int] = {}
     numbered = [[codes.setdefault(group, len(codes)) for group in groups] for groups in (image_groups, text_groups)]
     return torch.tensor(numbered[0], dtype=torch.int64), torch.tensor(numbered[1], dtype=torch.int64)
 
 
 def relevant_counts(query_groups: torch.Tensor, candidate_groups: torch.Tensor) -> torch.Tensor:
-    """How many candidates are right for each query: codes (queries,) and (candidates,) -> int64 (queries,)."""
+    """How many right candidates each query has: codes (queries,) and (candidates,) -> int64 (queries,)."""
     highest = int(torch.cat([query_groups, candidate_groups]).max()) + 1
     return torch.bincount(candidate_groups, minlength=highest)[query_groups]
 
 
 def best_ranks(scores: torch.Tensor, relevant: torch.Tensor, admitted: torch.Tensor | None = None) -> torch.Tensor:
-    """Wrong candidates ahead of the best right one, ties counted as ahead; -1 where no candidate is right.
+    """How many wrong candidates are ahead of the best right one: (queries,). Ties count as ahead.
 
     Args:
         scores: (queries, candidates), higher is better.
-        relevant: bool, same shape.
-        admitted: bool, same shape; a right candidate that is not admitted counts neither way. All are, if left out.
+        relevant: bool, same shape: whether a candidate is right.
+        admitted: bool, same shape. A right candidate that is not admitted is ignored. Left out, all are admitted.
+
+    Returns: -1 for a query without a right, admitted candidate.
     """
     right = relevant if admitted is None else relevant & admitted
     best = scores.masked_fill(~right, float("-inf")).amax(dim=1, keepdim=True)
-    # "not below" rather than "at or above": what is not a number is ahead too.
+    # "not below" instead of "at or above", so that a score that is not a number is ahead too.
     ranks = (~(scores < best) & ~relevant).sum(dim=1)
     return ranks.masked_fill(~right.any(dim=1), NO_RIGHT_ANSWER)
 
@@ -54,32 +56,32 @@ def ranks_from_scores(
 def reranked_ranks(
     matching: torch.Tensor, first_ranks: torch.Tensor, relevant: torch.Tensor, admitted: torch.Tensor
 ) -> torch.Tensor:
-    """Ranks after the k candidates of each shortlist were put in a new order, ahead of all the others.
+    """Ranks (queries,) after the shortlist of each query was re-ranked, ahead of all other candidates.
 
     Args:
         matching: (queries, k) the new scores of the shortlist.
-        first_ranks: (queries,) ranks under the old scores. A query with no right answer in its shortlist keeps its
-            rank: whatever the new order, the same candidates stand ahead.
-        relevant: bool (queries, k), whether each candidate of the shortlist is right.
-        admitted: bool (queries, k), whether its old score is above that of every candidate left out of the shortlist.
-            A right candidate that is not came in by luck, and stays behind as if it had not.
+        first_ranks: (queries,) ranks before. A query without a right, admitted candidate in its shortlist keeps its
+            rank, since the same candidates stay ahead of its right ones.
+        relevant: bool (queries, k), whether a candidate of the shortlist is right.
+        admitted: bool (queries, k), whether its old score is above that of every candidate outside the shortlist. A
+            right candidate shortlisted only through a tie does not count.
     """
     ranks = best_ranks(matching, relevant, admitted)
     return torch.where(ranks == NO_RIGHT_ANSWER, first_ranks, ranks)
 
 
 def recall_from_ranks(ranks: torch.Tensor, cutoff: int) -> float:
-    """The share of queries with a right answer among their first `cutoff`; queries that have none are left out."""
+    """The share of queries with a right answer among their first `cutoff`. Unanswerable queries are left out."""
     answerable = ranks[ranks != NO_RIGHT_ANSWER]
     return (answerable < cutoff).double().mean().item()
 
 
 def chance_recall(counts: torch.Tensor, candidates: int, cutoff: int) -> float:
-    """Expected recall of a random order, exactly: one minus the hypergeometric chance of `cutoff` wrong draws.
+    """The expected recall of a random order: one minus the hypergeometric probability of `cutoff` wrong draws.
 
     Args:
-        counts: (queries,) right answers of each query; those without any are left out.
-        candidates: how many candidates each query is ranked against.
+        counts: (queries,) number of right answers of each query; queries without any are left out.
+        candidates: how many candidates each query ranks.
     """
     answerable = counts[counts > 0].double()
     misses = torch.ones_like(answerable)
@@ -89,14 +91,14 @@ def chance_recall(counts: torch.Tensor, candidates: int, cutoff: int) -> float:
 
 
 def named_metrics(image_to_text: Mapping[int, float], text_to_image: Mapping[int, float]) -> dict[str, float]:
-    """Values by cutoff of both directions -> `image_to_text_r1` ..., and their mean as `mean_recall`."""
+    """Recalls by cutoff of both directions -> `image_to_text_r1` ..., and their mean as `mean_recall`."""
     metrics = {f"image_to_text_r{cutoff}": value for cutoff, value in image_to_text.items()}
     metrics |= {f"text_to_image_r{cutoff}": value for cutoff, value in text_to_image.items()}
     return metrics | {"mean_recall": sum(metrics.values()) / len(metrics)}
 
 
 def recall_metrics(image_ranks: torch.Tensor, text_ranks: torch.Tensor) -> dict[str, float]:
-    """Recall at 1, 5 and 10 as fractions, images as queries and texts as queries, and the mean of the six."""
+    """Recall at 1, 5 and 10, with images as queries and with texts as queries, and the mean of the six. Fractions."""
     return named_metrics(
         {cutoff: recall_from_ranks(image_ranks, cutoff) for cutoff in CUTOFFS},
         {cutoff: recall_from_ranks(text_ranks, cutoff) for cutoff in CUTOFFS},
@@ -104,7 +106,7 @@ def recall_metrics(image_ranks: torch.Tensor, text_ranks: torch.Tensor) -> dict[
 
 
 def chance_metrics(image_groups: torch.Tensor, text_groups: torch.Tensor) -> dict[str, float]:
-    """What `recall_metrics` would be on average if every order were random."""
+    """The expected `recall_metrics` of random orders."""
     image_counts = relevant_counts(image_groups, text_groups)
     text_counts = relevant_counts(text_groups, image_groups)
     return named_metrics(
@@ -114,7 +116,9 @@ def chance_metrics(image_groups: torch.Tensor, text_groups: torch.Tensor) -> dic
 
 
 def check_groups(image_groups: Sequence[Hashable], text_groups: Sequence[Hashable]) -> None:
-    """Raises ValueError where there is nothing to measure."""
+    """Raises:
+    ValueError: there are no images or no texts, or no text belongs to any image.
+    """
     if not len(image_groups) or not len(text_groups):
         raise ValueError(f"retrieval needs images and texts, got {len(image_groups)} and {len(text_groups)}")
     if set(image_groups).isdisjoint(text_groups):
@@ -127,7 +131,11 @@ def check_groups(image_groups: Sequence[Hashable], text_groups: Sequence[Hashabl
 def recall_from_scores(
     scores: torch.Tensor, image_groups: Sequence[Hashable], text_groups: Sequence[Hashable]
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Recalls, and what chance would reach, of one score matrix (images, texts) read in both directions.
+    """`recall_metrics` of one score matrix, read in both directions, and `chance_metrics`.
+
+    Args:
+        scores: (images, texts), higher is better.
+        image_groups, text_groups: the group of each image and of each text.
 
     Raises:
         ValueError: the matrix does not fit the groups, or no text belongs to any image.

@@ -1,24 +1,24 @@
-"""Zero-shot image-text retrieval in both directions: contrastive scores, then matching scores for the best k.
+"""Image-text retrieval in both directions: contrastive scores, then matching scores for the best k.
 
-The two stages are the published evaluation (paper section 6, "Image-Text Retrieval"; released `Retrieval.py`): cosine
-similarity ranks all candidates, and the matching logit of class 1 gives the first k of each query a new order. What is
-computed is the same; how often is not:
+The two steps are the published evaluation (paper section 6, "Image-Text Retrieval"; released `Retrieval.py`): cosine
+similarity ranks all candidates, and the matching logit of class 1 gives the first k of each query a new order. The
+scores are the same; the work is less:
 
-- ranks share the work: each encodes its slice of images and texts once, and scores the pairs of its own images, so
-  image tokens never travel;
-- an image's keys and values are projected once, for all texts it meets in either direction, and a pair that both
+- ranks share the work: each encodes its shard of the images and texts once and scores the pairs of its own images, so
+  image tokens are never sent;
+- the keys and values of an image are projected once for all its texts in both directions, and a pair that both
   directions ask for is scored once;
-- texts are fused in batches of nearly equal length, so that little padding is computed;
+- texts are fused in batches of nearly equal length, so that there is little padding;
 - several k cost as much as the largest of them;
-- similarities exist in blocks of rows only, and token states are kept only while they fit `token_memory`, beyond it
-  in files of `token_folder`.
+- similarities exist in blocks of rows only; token states stay in memory while they fit into `token_memory`, and in
+  files of `token_folder` otherwise.
 
-Everything runs in the dtype of the model's weights, outside autocast: 16-bit logits tie, and ties count as wrong.
+Everything runs in the dtype of the model's weights, outside autocast: 16-bit logits would tie, and ties count as
+wrong.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TypeVar
@@ -31,38 +31,44 @@ from torch import nn
 from ..data.retrieval import RetrievalData
 from ..processing_albef import AlbefProcessor
 from .bootstrap import bootstrap_intervals, median_ranks
+from .mode import evaluation_mode
 from .recall import CUTOFFS, chance_metrics, check_groups, group_codes, recall_metrics
-from .retrieval_features import ImageSide, TextSide, TokenStorage
-from .retrieval_ranking import Direction, contrast, match, rerank
+from .retrieval_features import ImageFeatures, TextFeatures, TokenStorage
+from .retrieval_ranking import Ranking, match_shortlists, rank_by_similarity, rerank
 
 TOKEN_MEMORY = 2**30
 RERANKED = "reranked_"
 SCORES = ("matching", "sum", "contrastive")
 
 Value = TypeVar("Value")
+Groups = tuple[torch.Tensor, torch.Tensor]  # group codes of the images and of the texts
 
 
 @dataclass
 class RetrievalResult:
-    """What an evaluation found. Recalls are fractions.
+    """The result of a retrieval evaluation. Recalls are fractions.
+
+    The final order of candidates is the re-ranked one where k > 0, and the contrastive one otherwise.
 
     Args:
         name: of the evaluated data.
-        images, texts: how many there were.
-        k: candidates of each query that were re-ranked, the largest of a sweep; 0 for none.
-        metrics: `image_to_text_r1` ... `mean_recall` by contrastive score, and with k > 0 the same under `reranked_`.
-        chance: the expectation of each metric for a random order.
-        image_to_text: (images, 10) the first texts of each image, best first, after the last stage; fewer columns
-            where there are fewer texts.
-        text_to_image: (texts, 10) likewise.
-        image_to_text_scores, text_to_image_scores: their scores in the last stage, cosine similarity or matching
-            logit; not a number for candidates that were not re-ranked.
-        image_ranks, text_ranks: (images,) and (texts,) wrong candidates ahead of the best right one after the last
-            stage; -1 for a query without a right answer, which the metrics leave out.
+        images, texts: how many there are.
+        k: how many candidates of each query were re-ranked, the largest number of a sweep; 0 for none.
+        metrics: `image_to_text_r1` ... `mean_recall` of the contrastive order; with k > 0 also of the re-ranked order,
+            under names that begin with `reranked_`.
+        chance: the expected value of each metric for a random order.
+        image_to_text: (images, 10) the first texts of each image in the final order, best first; fewer columns where
+            there are fewer texts.
+        text_to_image: (texts, 10) the first images of each text, likewise.
+        image_to_text_scores, text_to_image_scores: the scores of these in the final order, cosine similarity or
+            matching logit; not a number for candidates that were not re-ranked.
+        image_ranks, text_ranks: (images,) and (texts,) wrong candidates ahead of the best right one in the final
+            order;
+            -1 for a query without a right answer, which the metrics leave out.
         score: what the first k were re-ranked by, see `evaluate_retrieval`.
-        median_ranks: `image_to_text_median_rank` and `text_to_image_median_rank`, 1 being the best, and with k > 0 the
-            same under `reranked_`.
-        intervals: lower and upper end for each name of `metrics` and `median_ranks`; empty without a bootstrap.
+        median_ranks: `image_to_text_median_rank` and `text_to_image_median_rank`, where 1 is the best; with k > 0 also
+            under names that begin with `reranked_`.
+        intervals: lower and upper end for each name in `metrics` and `median_ranks`; empty without a bootstrap.
         sweep: for each k that was asked for, the metrics and median ranks after re-ranking, without `reranked_`.
     """
 
@@ -83,8 +89,13 @@ class RetrievalResult:
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     sweep: dict[int, dict[str, float]] = field(default_factory=dict)
 
+    @property
+    def final_prefix(self) -> str:
+        """What names begin with in `metrics` and `chance` for the final order."""
+        return RERANKED if self.k > 0 else ""
+
     def to_json(self) -> str:
-        """One JSON object; `null` stands for a score that does not exist."""
+        """One JSON object. Scores are rounded to six places; `null` stands for a score that is not a number."""
         values = asdict(self)
         for name, value in values.items():
             if isinstance(value, np.ndarray):
@@ -98,7 +109,7 @@ class RetrievalResult:
 
     @classmethod
     def from_json(cls, text: str) -> "RetrievalResult":
-        """The inverse of `to_json` (scores were rounded to six places)."""
+        """Read what `to_json` wrote."""
         values = json.loads(text)
         for each in fields(cls):
             if each.type is np.ndarray:
@@ -110,10 +121,10 @@ class RetrievalResult:
 
 
 def check_candidates(k: int | Sequence[int], images: int, texts: int) -> list[int]:
-    """The numbers of candidates to re-rank, ascending; empty for none.
+    """The numbers of candidates to re-rank, ascending, without 0.
 
     Raises:
-        ValueError: one that is negative, or larger than a gallery.
+        ValueError: a number is negative or larger than a gallery.
     """
     ks = sorted({k} if isinstance(k, int) else set(k))
     if any(each < 0 for each in ks):
@@ -144,99 +155,152 @@ def evaluate_retrieval(
     bootstrap: int = 0,
     seed: int = 0,
 ) -> RetrievalResult:
-    """Retrieve texts with images and images with texts. Every rank gets the whole result.
+    """Retrieve texts with images, and images with texts. Every rank gets the whole result.
 
-    The model's training mode is put back afterwards, and no random number is drawn from a shared generator.
+    Each module is put back into its training mode, and no random number is drawn from a shared generator.
 
     Args:
         model: has `get_image_features` and `get_text_features`; for k > 0 also `project_image_tokens` and
             `matching_logits`.
-        k: how many candidates of each query to re-rank; 0 for contrastive scores alone; several, such as [16, 64], for
-            all of them in one pass, of which the largest is the result's last stage.
-        score: `matching` re-ranks by the matching logit (published), `sum` by that logit plus the cosine similarity
+        k: how many candidates of each query to re-rank; 0 for none. A list such as [16, 64] re-ranks by each number in
+            one pass, and the result's final order is that of the largest.
+        score: `matching` re-ranks by the matching logit (published), `sum` by this logit plus the cosine similarity
             (BLIP, LAVIS), `contrastive` does not re-rank, whatever k.
-        batch_size: images, and texts, encoded at a time.
-        accelerator: places the model and knows its wrapper; without one the model stays where it is.
-        max_length: tokens of a text.
-        workers: processes that decode images; 0 decodes in this one.
-        token_memory: bytes that token states of images, and of texts, may each take on a rank. What would take more is
-            encoded again when it is needed; the result is the same.
-        token_dtype: what token states are kept in between the stages, such as `torch.float16`: half the memory, and
-            matching logits that differ in the third digit.
-        token_folder: where files of this rank may hold token states that exceed `token_memory`, so that nothing is
-            encoded again; the files have no name and go when the evaluation ends.
-        bootstrap: draws for 95 % intervals of the last stage and the first, see `bootstrap_intervals`; 0 for none.
+        batch_size: how many images, or texts, are encoded at a time.
+        accelerator: unwraps the model; the model stays on its device.
+        max_length: longer texts are cut to this many tokens.
+        workers: processes that decode images; 0: this process does it.
+        token_memory: bytes that the token states of the images, and those of the texts, may each take on a rank. If
+            they need more, they are computed again when needed; the result is the same.
+        token_dtype: what token states are kept in, such as `torch.float16`: half the memory, and matching logits that
+            differ in the third digit.
+        token_folder: where files may hold token states that exceed `token_memory`, so that nothing is computed again.
+            Each rank has its own; they have no name and vanish when the evaluation ends.
+        bootstrap: number of draws for 95 % intervals, see `bootstrap_intervals`; 0 for no intervals.
         seed: of these draws.
 
     Raises:
-        ValueError: no text belongs to any image, k larger than a gallery, another number out of range, an unknown
-            score, k > 0 for a model without a matching head, or a `token_folder` without room.
+        ValueError: no text belongs to any image, k is larger than a gallery, another number is out of range, the score
+            is unknown, the model has no matching head though k > 0, or `token_folder` has no room.
     """
-    if accelerator is not None:
-        model = accelerator.unwrap_model(model)
+    model = model if accelerator is None else accelerator.unwrap_model(model)
+    ks = _checked_candidates(model, data, k, score, batch_size, bootstrap)
+    groups = group_codes(data.image_groups, data.text_groups)
+    folder = None if token_folder is None else Path(token_folder)
+    storage = TokenStorage(token_memory, token_dtype, folder) if ks else None
+    with evaluation_mode(model), torch.inference_mode():
+        images = ImageFeatures(model, processor, data.images, batch_size, workers, storage)
+        texts = TextFeatures(model, processor, data.texts, batch_size, max_length, storage)
+        contrastive = _rank(images, texts, groups, max(ks, default=0))
+        reranked, sweep = _rerank(model, images, texts, contrastive, groups, ks, score) if ks else (None, {})
+    rankings = {"": contrastive} if reranked is None else {"": contrastive, RERANKED: reranked}
+    return _result(data.name, groups, rankings, sweep, score, bootstrap, seed)
+
+
+@dataclass
+class _Rankings:
+    """Both directions: texts of every image, and images of every text."""
+
+    image_to_text: Ranking
+    text_to_image: Ranking
+
+    def metrics(self) -> dict[str, float]:
+        return recall_metrics(self.image_to_text.ranks, self.text_to_image.ranks)
+
+    def median_ranks(self) -> dict[str, float]:
+        return median_ranks(self.image_to_text.ranks, self.text_to_image.ranks)
+
+
+def _checked_candidates(
+    model: nn.Module, data: RetrievalData, k: int | Sequence[int], score: str, batch_size: int, bootstrap: int
+) -> list[int]:
+    """The numbers of candidates to re-rank, ascending; empty for none. Raises: see `evaluate_retrieval`."""
     if score not in SCORES:
         raise ValueError(f"score must be one of {', '.join(SCORES)}, not {score!r}")
     check_groups(data.image_groups, data.text_groups)
     ks = check_candidates(k, len(data.image_groups), len(data.text_groups)) if score != "contrastive" else []
-    k = max(ks, default=0)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     if bootstrap < 0:
         raise ValueError(f"bootstrap is the number of draws, 0 or more, not {bootstrap}")
-    if k > 0 and not hasattr(model, "matching_logits"):
-        raise ValueError(f"{type(model).__name__} has no matching head to re-rank with: use k=0 instead of {k}")
-    image_groups, text_groups = group_codes(data.image_groups, data.text_groups)
-    folder = None if token_folder is None else Path(token_folder)
-    storage = TokenStorage(token_memory, token_dtype, folder) if k > 0 else None
+    if ks and not hasattr(model, "matching_logits"):
+        raise ValueError(f"{type(model).__name__} has no matching head to re-rank with: use k=0 instead of {ks[-1]}")
+    return ks
 
-    with evaluation_mode(model), torch.inference_mode():
-        images = ImageSide(model, processor, data.images, batch_size, workers, storage)
-        texts = TextSide(model, processor, data.texts, batch_size, max_length, storage)
-        image_side = contrast(images.features, texts.features, image_groups, text_groups, k)
-        text_side = contrast(texts.features, images.features, text_groups, image_groups, k)
-        stages = {"": (image_side, text_side)}
-        sweep: dict[int, dict[str, float]] = {}
-        if k > 0:
-            shortlists = (image_side.candidates[:, :k], text_side.candidates[:, :k])
-            image_scores, text_scores = match(model, images, texts, *shortlists)
-            if score == "sum":
-                image_scores += image_side.scores[:, :k]
-                text_scores += text_side.scores[:, :k]
-            for each in ks:
-                stages[RERANKED] = (
-                    rerank(image_side, image_scores[:, :each], image_groups, text_groups),
-                    rerank(text_side, text_scores[:, :each], text_groups, image_groups),
-                )
-                sweep[each] = _metrics(*stages[RERANKED]) | _medians(*stages[RERANKED])
-            image_side, text_side = stages[RERANKED]
 
-    chance = chance_metrics(image_groups, text_groups)
-    chances: dict[str, float] = {}
+def _rank(images: ImageFeatures, texts: TextFeatures, groups: Groups, k: int) -> _Rankings:
+    image_groups, text_groups = groups
+    return _Rankings(
+        rank_by_similarity(images.features, texts.features, image_groups, text_groups, k),
+        rank_by_similarity(texts.features, images.features, text_groups, image_groups, k),
+    )
+
+
+def _rerank(
+    model: nn.Module,
+    images: ImageFeatures,
+    texts: TextFeatures,
+    contrastive: _Rankings,
+    groups: Groups,
+    ks: Sequence[int],
+    score: str,
+) -> tuple[_Rankings, dict[int, dict[str, float]]]:
+    """The rankings after re-ranking the first k for the largest k, and metrics and median ranks for each k."""
+    image_groups, text_groups = groups
+    of_images, of_texts = contrastive.image_to_text, contrastive.text_to_image
+    largest = ks[-1]
+    shortlists = of_images.candidates[:, :largest], of_texts.candidates[:, :largest]
+    image_scores, text_scores = match_shortlists(model, images, texts, *shortlists)
+    if score == "sum":
+        image_scores += of_images.scores[:, :largest]
+        text_scores += of_texts.scores[:, :largest]
+    sweep = {}
+    for k in ks:
+        reranked = _Rankings(
+            rerank(of_images, image_scores[:, :k], image_groups, text_groups),
+            rerank(of_texts, text_scores[:, :k], text_groups, image_groups),
+        )
+        sweep[k] = reranked.metrics() | reranked.median_ranks()
+    return reranked, sweep
+
+
+def _result(
+    name: str,
+    groups: Groups,
+    rankings: Mapping[str, _Rankings],
+    sweep: dict[int, dict[str, float]],
+    score: str,
+    bootstrap: int,
+    seed: int,
+) -> RetrievalResult:
+    """rankings: by the prefix of their metrics; the last is the final one."""
+    expected = chance_metrics(*groups)
+    chance: dict[str, float] = {}
     metrics: dict[str, float] = {}
     medians: dict[str, float] = {}
     intervals: dict[str, tuple[float, float]] = {}
-    for prefix, sides in stages.items():
-        chances |= _prefixed(prefix, chance)
-        metrics |= _prefixed(prefix, _metrics(*sides))
-        medians |= _prefixed(prefix, _medians(*sides))
+    for prefix, both in rankings.items():
+        chance |= _prefixed(prefix, expected)
+        metrics |= _prefixed(prefix, both.metrics())
+        medians |= _prefixed(prefix, both.median_ranks())
         if bootstrap:
-            ranks = sides[0].ranks, sides[1].ranks
-            found = bootstrap_intervals(*ranks, image_groups, text_groups, samples=bootstrap, seed=seed)
-            intervals |= _prefixed(prefix, found)
+            ranks = both.image_to_text.ranks, both.text_to_image.ranks
+            intervals |= _prefixed(prefix, bootstrap_intervals(*ranks, *groups, samples=bootstrap, seed=seed))
+    final = list(rankings.values())[-1]
     shown = max(CUTOFFS)
     return RetrievalResult(
-        name=data.name,
-        images=len(image_groups),
-        texts=len(text_groups),
-        k=k,
+        name=name,
+        images=len(groups[0]),
+        texts=len(groups[1]),
+        k=max(sweep, default=0),
         metrics=metrics,
-        chance=chances,
-        image_to_text=image_side.candidates[:, :shown].numpy(),
-        text_to_image=text_side.candidates[:, :shown].numpy(),
-        image_to_text_scores=image_side.scores[:, :shown].numpy(),
-        text_to_image_scores=text_side.scores[:, :shown].numpy(),
-        image_ranks=image_side.ranks.numpy(),
-        text_ranks=text_side.ranks.numpy(),
+        chance=chance,
+        image_to_text=final.image_to_text.candidates[:, :shown].numpy(),
+        text_to_image=final.text_to_image.candidates[:, :shown].numpy(),
+        image_to_text_scores=final.image_to_text.scores[:, :shown].numpy(),
+        text_to_image_scores=final.text_to_image.scores[:, :shown].numpy(),
+        image_ranks=final.image_to_text.ranks.numpy(),
+        text_ranks=final.text_to_image.ranks.numpy(),
         score=score,
         median_ranks=medians,
         intervals=intervals,
@@ -244,30 +308,10 @@ def evaluate_retrieval(
     )
 
 
-def _metrics(image_side: Direction, text_side: Direction) -> dict[str, float]:
-    return recall_metrics(image_side.ranks, text_side.ranks)
-
-
-def _medians(image_side: Direction, text_side: Direction) -> dict[str, float]:
-    return median_ranks(image_side.ranks, text_side.ranks)
-
-
 def _prefixed(prefix: str, values: Mapping[str, Value]) -> dict[str, Value]:
     return {prefix + name: value for name, value in values.items()}
 
 
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Every module in evaluation mode, and afterwards each in the mode it had (a frozen part may differ)."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
 def read_result(path: Path) -> RetrievalResult:
-    """A result that `to_json` wrote."""
+    """The result in a file that holds what `to_json` wrote."""
     return RetrievalResult.from_json(path.read_text(encoding="utf-8"))

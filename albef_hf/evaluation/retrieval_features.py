@@ -1,6 +1,7 @@
-"""The two sides of a retrieval evaluation: every image and every text encoded once, shared between ranks.
+"""Features for retrieval: every image and every text is encoded once, and ranks share the work.
 
-Token states, which re-ranking needs again, are kept in memory where they fit, else in a file, else encoded again.
+Re-ranking needs the token states a second time. They are kept in memory where they fit, else in a file, else the
+images and texts are encoded again.
 """
 
 import os
@@ -18,35 +19,32 @@ from tqdm import tqdm
 
 from ..data.images import decode_image
 from ..gathering import gather_rows, rank, world_size
+from ..losses import full_precision
 from ..processing_albef import AlbefProcessor
 
 ROWS_GATHERED_AT_ONCE = 256
 
 
-def full_precision(vectors: torch.Tensor) -> torch.Tensor:
-    return vectors.to(torch.promote_types(vectors.dtype, torch.float32))
-
-
 def progress_bar(total: int, description: str) -> tqdm:
-    """A bar on the first rank's terminal; nothing where there is no terminal."""
+    """A progress bar on the first rank's terminal; nothing where there is no terminal."""
     return tqdm(total=total, desc=description, disable=None if rank() == 0 else True, leave=False)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Rows of a table over ranks
+# Shards of a table
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def share(count: int, of_rank: int) -> range:
-    """The rows of a table of `count` that a rank works on; shares differ by one row at most."""
+def shard(count: int, of_rank: int) -> range:
+    """The rows, of a table with `count` rows, that a rank works on. Sizes of shards differ by one row at most."""
     return range(of_rank * count // world_size(), (of_rank + 1) * count // world_size())
 
 
-def gather_shares(rows: torch.Tensor, count: int) -> torch.Tensor:
-    """The rows of all ranks' shares, in order: (own share, ...) -> (count, ...) on every rank."""
+def gather_shards(rows: torch.Tensor, count: int) -> torch.Tensor:
+    """The shards of all ranks in order: this rank's shard (rows, ...) -> (count, ...) on every rank."""
     if world_size() == 1:
         return rows
-    sizes = [len(share(count, each)) for each in range(world_size())]
+    sizes = [len(shard(count, each)) for each in range(world_size())]
     padded = rows.new_zeros((max(sizes), *rows.shape[1:]))
     padded[: len(rows)] = rows
     gathered = gather_rows(padded).unflatten(0, (world_size(), max(sizes)))
@@ -60,23 +58,23 @@ def gather_shares(rows: torch.Tensor, count: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class TokenStorage:
-    """Where the token states of one side may be kept.
+    """Where the token states of the images, or of the texts, may be kept.
 
     Args:
-        memory: bytes they may take in memory, on the model's device.
-        dtype: what they are kept in; that of the model where left out. 16 bits halve their size and round them.
-        folder: where a file may hold what does not fit into memory; without one it is encoded again when needed.
+        memory: bytes that they may take on the model's device.
+        dtype: what they are kept in; the model's dtype where left out. 16 bits halve their size and round them.
+        folder: where a file may hold states that do not fit into memory; without a folder they are computed again.
     """
 
     memory: int
     dtype: torch.dtype | None = None
     folder: Path | None = None
 
-    def table(self, shape: tuple[int, int, int], like: torch.Tensor) -> torch.Tensor | None:
-        """An empty table (rows, tokens, width), of which a file on this machine may be the memory; None: encode again.
+    def allocate(self, shape: tuple[int, int, int], like: torch.Tensor) -> torch.Tensor | None:
+        """An empty table (rows, tokens, width) in memory or in a file of this machine; None: compute states again.
 
         Raises:
-            ValueError: the folder has no room.
+            ValueError: the folder has no room for the file.
         """
         dtype = self.dtype or like.dtype
         size = shape[0] * shape[1] * shape[2] * dtype.itemsize
@@ -87,15 +85,15 @@ class TokenStorage:
         self.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=self.folder, prefix="token-states-") as file:
             try:
-                os.posix_fallocate(file.fileno(), 0, size)  # now, since a mapped file without room would crash later
+                os.posix_fallocate(file.fileno(), 0, size)  # without room, a mapped file would crash later
             except OSError as error:
                 raise ValueError(f"token_folder {self.folder} has no room for {size:,} bytes: {error}") from error
-            # The name goes at the end of this block; the mapping keeps the contents for as long as the tensor lives.
+            # The file loses its name at the end of this block and keeps its content as long as the tensor lives.
             return torch.from_file(file.name, shared=True, size=size // dtype.itemsize, dtype=dtype).view(shape)
 
 
-class PixelRows(Dataset):
-    """Images as the model takes them, by position in a list of rows."""
+class PixelDataset(Dataset):
+    """Pixels of the images in some rows of a data set, as the model takes them."""
 
     def __init__(self, images: datasets.Dataset, processor: AlbefProcessor, rows: Sequence[int]) -> None:
         self.images, self.processor, self.rows = images, processor, rows
@@ -115,10 +113,15 @@ def encode_pixels(model: Any, pixel_values: torch.Tensor) -> tuple[torch.Tensor,
     return output.last_hidden_state, full_precision(output.pooler_output)
 
 
-class ImageSide:
-    """features (images, projection_dim) of all images, on every rank; token states of this rank's share.
+class ImageFeatures:
+    """Unit vectors of all images, and token states of this rank's images.
 
-    Without `storage` no token states are kept: there will be no re-ranking.
+    Args:
+        storage: where token states are kept; None where there will be no re-ranking.
+
+    Attributes:
+        rows: the images of this rank.
+        features: (images, projection_dim), on every rank.
     """
 
     def __init__(
@@ -132,40 +135,48 @@ class ImageSide:
     ) -> None:
         self.model: Any = model
         self.processor, self.images, self.batch_size, self.workers = processor, images, batch_size, workers
-        self.own = share(len(images), rank())
-        self.kept: torch.Tensor | None = None
+        self.rows = shard(len(images), rank())
+        self.stored: torch.Tensor | None = None
         features: list[torch.Tensor] = []
         done = 0
-        with progress_bar(len(self.own), "images") as bar:
+        with progress_bar(len(self.rows), "images") as bar:
             for tokens, pooled in self._encode():
                 if storage is not None and not features:
-                    self.kept = storage.table((max(len(self.own), 1), *tokens.shape[1:]), tokens)
-                if self.kept is not None:
-                    self.kept[done : done + len(tokens)] = tokens.to(self.kept.device)
+                    self.stored = storage.allocate((max(len(self.rows), 1), *tokens.shape[1:]), tokens)
+                if self.stored is not None:
+                    self.stored[done : done + len(tokens)] = tokens.to(self.stored.device)
                 features.append(pooled)
                 done += len(tokens)
                 bar.update(len(tokens))
-        self.features = gather_shares(torch.cat(features)[: len(self.own)], len(images))
+        self.features = gather_shards(torch.cat(features)[: len(self.rows)], len(images))
 
     def _encode(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """(tokens (batch, tokens, width), unit vectors (batch, projection_dim)) of this rank's share, in order."""
-        # A rank without an image encodes one all the same, to know the width of what it gathers.
-        rows = PixelRows(self.images, self.processor, self.own or range(1))
-        # With a generator of its own the loader leaves torch's alone.
-        loader = DataLoader(rows, self.batch_size, num_workers=self.workers, generator=torch.Generator())
+        """Tokens (batch, tokens, width) and unit vectors (batch, projection_dim) of this rank's images, in order."""
+        # A rank without an image encodes the first one, to know the width of what it gathers.
+        pixels = PixelDataset(self.images, self.processor, self.rows or range(1))
+        # With its own generator the loader leaves torch's generator alone.
+        loader = DataLoader(pixels, self.batch_size, num_workers=self.workers, generator=torch.Generator())
         for pixel_values in loader:
             yield encode_pixels(self.model, pixel_values)
 
     def tokens(self) -> Iterator[tuple[int, torch.Tensor]]:
-        """(row, token states (1, tokens, width)) of each image of this rank's share."""
+        """(row, token states (1, tokens, width)) of each image of this rank."""
         weight = next(self.model.parameters())
-        batches = [self.kept] if self.kept is not None else (tokens for tokens, _ in self._encode())
+        batches = [self.stored] if self.stored is not None else (tokens for tokens, _ in self._encode())
         states = (tokens.to(weight.device, weight.dtype) for batch in batches for tokens in batch.split(1))
-        yield from zip(self.own, states, strict=False)  # one more than the share where that is empty: see `_encode`
+        yield from zip(self.rows, states, strict=False)  # a rank without an image encodes one: see `_encode`
 
 
-class TextSide:
-    """features (texts, projection_dim) of all texts, and their token states, on every rank."""
+class TextFeatures:
+    """Unit vectors and token states of all texts, on every rank.
+
+    Args:
+        storage: where token states are kept; None where there will be no re-ranking.
+
+    Attributes:
+        features: (texts, projection_dim).
+        lengths: (texts,) tokens of each text.
+    """
 
     def __init__(
         self,
@@ -182,47 +193,58 @@ class TextSide:
         encoding = processor.tokenize_captions(texts, max_length=max_length, padding="longest")
         self.input_ids, self.attention_mask = encoding["input_ids"], encoding["attention_mask"]
         self.lengths = self.attention_mask.sum(dim=1)
-        own = torch.tensor(share(len(texts), rank()) or range(1))
-        own = own[self.lengths[own].argsort(stable=True)]  # texts of one length together: less padding
-
-        kept: torch.Tensor | None = None
-        with progress_bar(len(own), "texts") as bar:
-            for number, rows in enumerate(own.split(batch_size)):
+        # A rank without a text encodes the first one, to know the width of what it gathers.
+        local = torch.tensor(shard(len(texts), rank()) or range(1))
+        local = local[self.lengths[local].argsort(stable=True)]  # texts of equal length together: less padding
+        self.stored: torch.Tensor | None = None
+        local_states: torch.Tensor | None = None
+        with progress_bar(len(local), "texts") as bar:
+            for number, rows in enumerate(local.split(batch_size)):
                 output = self._encode(rows)
                 states, pooled = output.last_hidden_state, full_precision(output.pooler_output)
                 if number == 0:
-                    features = pooled.new_empty((len(own), pooled.shape[1]))
-                    self.kept = None
-                    if storage is not None:  # room for all texts, before anything is kept for nothing
-                        shape = (self.input_ids.shape[1], states.shape[2])
-                        self.kept = storage.table((len(texts), *shape), states)
-                        alone = world_size() == 1 or self.kept is None
-                        kept = self.kept if alone else storage.table((len(own), *shape), states)
-                places = (rows - own.min()).to(self.device)
-                features[places] = pooled
-                if kept is not None:
-                    kept[places.to(kept.device), : states.shape[1]] = states.to(kept.device, kept.dtype)
+                    features = pooled.new_empty((len(local), pooled.shape[1]))
+                    local_states = self._allocate(storage, len(local), states)
+                positions = (rows - local.min()).to(self.device)
+                features[positions] = pooled
+                if local_states is not None:
+                    at = positions.to(local_states.device)
+                    local_states[at, : states.shape[1]] = states.to(local_states.device, local_states.dtype)
                 bar.update(len(rows))
-        self.features = gather_shares(features[: len(share(len(texts), rank()))], len(texts))
-        if self.kept is not None and kept is not self.kept:
-            assert kept is not None
-            self._gather_states(kept)
+        self.features = gather_shards(features[: len(shard(len(texts), rank()))], len(texts))
+        if self.stored is not None and local_states is not self.stored:
+            assert local_states is not None
+            self._gather_states(local_states)
 
-    def _gather_states(self, own: torch.Tensor) -> None:
-        """Fill `kept` from the shares of all ranks, some rows at a time."""
-        assert self.kept is not None
-        count = len(self.kept)
-        shares = [share(count, each) for each in range(world_size())]
-        for start in range(0, max(len(rows) for rows in shares), ROWS_GATHERED_AT_ONCE):
-            block = own[start : start + ROWS_GATHERED_AT_ONCE]
-            padded = torch.zeros((ROWS_GATHERED_AT_ONCE, *own.shape[1:]), dtype=own.dtype, device=self.device)
+    def _allocate(self, storage: TokenStorage | None, local: int, states: torch.Tensor) -> torch.Tensor | None:
+        """Room for the token states of all texts (`stored`), and, as returned, for those of this rank's `local` texts.
+
+        On one rank the two are the same table. There is room for both or for neither.
+        """
+        if storage is None:
+            return None
+        shape = (self.input_ids.shape[1], states.shape[2])
+        self.stored = storage.allocate((len(self.input_ids), *shape), states)
+        if world_size() == 1 or self.stored is None:
+            return self.stored
+        return storage.allocate((local, *shape), states)
+
+    def _gather_states(self, local_states: torch.Tensor) -> None:
+        """Fill `stored` from the token states of all ranks, some rows at a time."""
+        assert self.stored is not None
+        count = len(self.stored)
+        shards = [shard(count, each) for each in range(world_size())]
+        for start in range(0, max(len(rows) for rows in shards), ROWS_GATHERED_AT_ONCE):
+            block = local_states[start : start + ROWS_GATHERED_AT_ONCE]
+            shape = (ROWS_GATHERED_AT_ONCE, *local_states.shape[1:])
+            padded = torch.zeros(shape, dtype=local_states.dtype, device=self.device)
             padded[: len(block)] = block.to(self.device)
-            for rows, part in zip(shares, gather_rows(padded).chunk(world_size()), strict=True):
-                places = rows[start : start + ROWS_GATHERED_AT_ONCE]
-                self.kept[places.start : places.stop] = part[: len(places)].to(self.kept.device)
+            for rows, part in zip(shards, gather_rows(padded).chunk(world_size()), strict=True):
+                target = rows[start : start + ROWS_GATHERED_AT_ONCE]
+                self.stored[target.start : target.stop] = part[: len(target)].to(self.stored.device)
 
     def _trimmed(self, rows: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-        """Rows of a (texts, tokens) table as far as the longest of these texts, on the device."""
+        """Rows of a table (texts, tokens), cut to the longest of these texts, on the model's device."""
         return table[rows, : int(self.lengths[rows].max())].to(self.device)
 
     def _encode(self, rows: torch.Tensor) -> Any:
@@ -231,9 +253,9 @@ class TextSide:
         )
 
     def states(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token states (rows, tokens, width) and attention mask (rows, tokens) of these texts."""
+        """Token states (rows, tokens, width) and attention mask (rows, tokens) of some texts."""
         attention_mask = self._trimmed(rows, self.attention_mask)
-        if self.kept is None:
+        if self.stored is None:
             return self._encode(rows).last_hidden_state, attention_mask
-        states = self.kept[rows.to(self.kept.device), : attention_mask.shape[1]]
+        states = self.stored[rows.to(self.stored.device), : attention_mask.shape[1]]
         return states.to(self.device, self.dtype), attention_mask

@@ -1,4 +1,4 @@
-"""ALBEF as three ONNX graphs: both towers, and matching, so that an image is encoded once for all its texts."""
+"""ALBEF as three ONNX graphs: image encoder, text encoder and matching. An image is encoded once for all its texts."""
 
 import importlib.util
 from pathlib import Path
@@ -7,34 +7,32 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..evaluation.mode import evaluation_mode
+
 PACKAGES = ("onnx", "onnxscript")
 
 
-class _Image(nn.Module):
+class _Part(nn.Module):
+    """A part of a model that becomes a graph of its own."""
+
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
+
+class _Image(_Part):
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         output = self.model.get_image_features(pixel_values)
         return output.last_hidden_state, output.pooler_output
 
 
-class _Text(nn.Module):
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-
+class _Text(_Part):
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         output = self.model.get_text_features(input_ids, attention_mask)
         return output.last_hidden_state, output.pooler_output
 
 
-class _Matching(nn.Module):
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-
+class _Matching(_Part):
     def forward(
         self, text_states: torch.Tensor, attention_mask: torch.Tensor, image_tokens: torch.Tensor
     ) -> torch.Tensor:
@@ -44,7 +42,8 @@ class _Matching(nn.Module):
 def export_onnx(model: Any, folder: str | Path) -> list[Path]:
     """Write image.onnx and text.onnx, and matching.onnx for a model with a matching head.
 
-    Batch and text length are free; pictures have the size of the configuration, or 256 where it names none.
+    The batch size and the length of texts are free. Pictures have the size in the configuration, or 256 pixels where
+    it has none. The graphs:
 
     - image: pixel_values -> image_tokens (batch, tokens, width), image_embeds (batch, projection_dim);
     - text: input_ids, attention_mask -> text_states (batch, tokens, hidden_size), text_embeds (batch, projection_dim);
@@ -71,33 +70,30 @@ def export_onnx(model: Any, folder: str | Path) -> list[Path]:
         "image": (_Image(model), (pixels,), {"pixel_values": {0: batch}}, ["image_tokens", "image_embeds"]),
         "text": (_Text(model), (input_ids, attention_mask), text, ["text_states", "text_embeds"]),
     }
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad():
-            if hasattr(model, "matching_logits"):
-                states, _ = parts["text"][0](input_ids, attention_mask)
-                image_tokens, _ = parts["image"][0](pixels)
-                shapes = {"text_states": text["input_ids"], **text, "image_tokens": {0: batch}}
-                del shapes["input_ids"]
-                parts["matching"] = (_Matching(model), (states, attention_mask, image_tokens), shapes, ["logits"])
-            written = []
-            for name, (part, inputs, shapes, outputs) in parts.items():
-                program = torch.onnx.export(
-                    part.eval(),
-                    inputs,
-                    dynamo=True,
-                    dynamic_shapes=shapes,
-                    input_names=list(shapes),
-                    output_names=outputs,
-                    verbose=False,
-                )
-                assert program is not None
-                program.save(str(folder / f"{name}.onnx"))
-                written.append(folder / f"{name}.onnx")
-    finally:
-        for module in training:
-            module.training = True
+    written = []
+    with evaluation_mode(model), torch.no_grad():
+        if hasattr(model, "matching_logits"):
+            states, _ = parts["text"][0](input_ids, attention_mask)
+            image_tokens, _ = parts["image"][0](pixels)
+            shapes = {
+                "text_states": text["input_ids"],
+                "attention_mask": text["attention_mask"],
+                "image_tokens": {0: batch},
+            }
+            parts["matching"] = (_Matching(model), (states, attention_mask, image_tokens), shapes, ["logits"])
+        for name, (part, inputs, shapes, outputs) in parts.items():
+            program = torch.onnx.export(
+                part.eval(),
+                inputs,
+                dynamo=True,
+                dynamic_shapes=shapes,
+                input_names=list(shapes),
+                output_names=outputs,
+                verbose=False,
+            )
+            assert program is not None
+            program.save(str(folder / f"{name}.onnx"))
+            written.append(folder / f"{name}.onnx")
     return written
 
 

@@ -1,1 +1,1 @@
-"""What a run tells: its log, curves, report, model card, and what is published of it."""
+"""What a run leaves to read and to share: log, curves, report, model card, and the folder that is published."""

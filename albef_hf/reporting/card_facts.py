@@ -1,4 +1,4 @@
-"""What a model card states without having measured it: terms of the built-in data, and whom to cite."""
+"""Fixed facts of model cards: terms of the built-in data, and for each method a description and whom to cite."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class DataSource:
-    """What a corpus is and under which terms it came. url: where its authors are found."""
+    """A source of training data and its terms. url: the page of its authors."""
 
     name: str
     license: str
@@ -15,7 +15,7 @@ class DataSource:
     url: str | None = None
 
 
-# Designs of the built-in corpus. Those not listed are the property of their vendors.
+# Designs of the built-in corpus with free licenses. All others belong to their vendors.
 EMOJI_DESIGNS = {
     "google": DataSource("Noto Emoji", "Apache-2.0", "Google", "https://github.com/googlefonts/noto-emoji"),
     "twitter": DataSource(
@@ -35,7 +35,7 @@ _SMALL_IMAGES = {
 
 
 def emoji_sources(designs: Sequence[str], texts: bool = True) -> list[DataSource]:
-    """Artwork of the built-in corpus, and its names."""
+    """The sources of the drawings of some designs, and where captions are used, of the names of emoji."""
     art = [
         EMOJI_DESIGNS.get(
             design.lower(), DataSource(f"{design} emoji", "proprietary", "its vendor; for local experiments only")
@@ -46,7 +46,12 @@ def emoji_sources(designs: Sequence[str], texts: bool = True) -> list[DataSource
 
 
 def built_in_sources(config: Mapping[str, Any], texts: bool = True) -> list[DataSource]:
-    """The sources of a run's data set, where it is built in; texts: captions were used too."""
+    """The sources of a run's data set if it is built in; empty otherwise.
+
+    Args:
+        config: the arguments of the run.
+        texts: whether the run used captions.
+    """
     name = config.get("dataset")
     if config.get("mixture"):
         return []
@@ -56,12 +61,45 @@ def built_in_sources(config: Mapping[str, Any], texts: bool = True) -> list[Data
     return [_SMALL_IMAGES[name]] if name in _SMALL_IMAGES else []
 
 
-def _bibtex(kind: str, key: str, **fields: str) -> str:
+_BACKBONE = "A vision backbone pre-trained without labels by"
+# What a card says of a model, by the method that trained it.
+DESCRIPTIONS = {
+    "albef": (
+        "A vision-language model trained with ALBEF (*Align before Fuse*, Li et al. 2021): an image encoder and a "
+        "text encoder aligned by contrast, and a fusion encoder that reads the text while it looks at the image. It "
+        "scores captions against pictures, retrieves either with the other, and classifies images by a list of labels "
+        "without having been trained on them."
+    ),
+    "moco_v1": (
+        f"{_BACKBONE} MoCo v1 (*Momentum Contrast*, He et al. 2020). It learned to find another view of the same "
+        "picture among a queue of other pictures, all encoded by a slowly moving copy of itself."
+    ),
+    "moco_v2": (
+        f"{_BACKBONE} MoCo v2 (Chen et al. 2020). It was trained like MoCo v1, with a projector of two layers and "
+        "stronger augmentation."
+    ),
+    "moco_v3": (
+        f"{_BACKBONE} MoCo v3 (Chen, Xie and He 2021). It learned to find another view of the same picture among the "
+        "pictures of the batch, all encoded by a slowly moving copy of itself."
+    ),
+    "byol": (
+        f"{_BACKBONE} BYOL (*Bootstrap Your Own Latent*, Grill et al. 2020). It learned to predict the features that "
+        "a slowly moving copy of itself gives to another view of the same picture."
+    ),
+    "barlow_twins": (
+        f"{_BACKBONE} Barlow Twins (Zbontar et al. 2021). It learned features that agree between two views of a "
+        "picture and do not repeat each other."
+    ),
+}
+
+
+def _bibtex(entry: str, key: str, **fields: str) -> str:
     width = max(map(len, fields))
     lines = [f"  {name:{width}} = {{{value}}}" for name, value in fields.items()]
-    return f"@{kind}{{{key},\n" + ",\n".join(lines) + "\n}"
+    return f"@{entry}{{{key},\n" + ",\n".join(lines) + "\n}"
 
 
+# Whom to cite, by the method.
 CITATIONS = {
     "albef": _bibtex(
         "inproceedings",

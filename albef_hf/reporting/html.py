@@ -1,6 +1,6 @@
-"""Parts of a page: sections, tables, pictures inside the file, words; and its one style sheet.
+"""Parts of an HTML page: sections, tables, pictures inside the file, text; and the style sheet.
 
-Nothing is fetched and no script runs. The page follows the reader's light or dark setting. Whatever comes from data or
+A page fetches nothing and runs no script. It follows the reader's light or dark setting. Text from data or
 configuration is escaped here.
 """
 
@@ -98,7 +98,7 @@ pre { overflow-x: auto; font: .84rem/1.5 ui-monospace, "SF Mono", Menlo, Consola
 
 
 def picture_section(title: str, caption: str, picture: Path) -> str:
-    """A part of a report with one PNG, which goes into the page."""
+    """A section with one PNG, which is put inside the page."""
     return (
         f"<section>\n<h2>{escape(title)}</h2>\n<p>{escape(caption)}</p>\n"
         f'<figure class="curves"><img alt="{escape(caption)}" src="{data_address(picture.read_bytes(), "png")}">'
@@ -107,14 +107,14 @@ def picture_section(title: str, caption: str, picture: Path) -> str:
 
 
 def table_section(title: str, caption: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A part of a report with one table; the first cell of a row names it."""
+    """A section with one table. The first cell of each row is its name."""
     lines = [html_row(row[0], list(row[1:])) for row in rows]
     return f"<section>\n<h2>{escape(title)}</h2>\n<p>{escape(caption)}</p>\n{html_table(heads, lines)}\n</section>"
 
 
 @dataclass
 class Example:
-    """One picture or several, a text, and lines about it, each right, wrong or neither."""
+    """An example: pictures, a text, and lines about it. A line is (text, whether it is right; None: neither)."""
 
     pictures: Sequence[Image.Image]
     text: str
@@ -122,7 +122,7 @@ class Example:
 
 
 def example_section(title: str, caption: str, examples: Sequence[Example]) -> str:
-    """A part of a report with examples."""
+    """A section with examples."""
     articles = []
     for example in examples:
         pictures = "".join(
@@ -132,13 +132,8 @@ def example_section(title: str, caption: str, examples: Sequence[Example]) -> st
         )
         items = []
         for text, right in example.lines:
-            verdict = "" if right is None else "right" if right else "wrong"
-            mark = (
-                f'<span class="mark" role="img" aria-label="{verdict}">{"✓" if right else "✗"}</span>'
-                if verdict
-                else ""
-            )
-            items.append(f'<li class="{verdict}">{mark}<span>{escape(text)}</span></li>')
+            kind, mark = ("", "") if right is None else (verdict(right), verdict_mark(right))
+            items.append(f'<li class="{kind}">{mark}<span>{escape(text)}</span></li>')
         body = f"<blockquote>{escape(example.text)}</blockquote><ol>{''.join(items)}</ol>"
         if len(example.pictures) == 1:
             articles.append(f'<article class="query by-image">{pictures}<div>{body}</div></article>')
@@ -151,7 +146,7 @@ def example_section(title: str, caption: str, examples: Sequence[Example]) -> st
 
 
 def thumbnail(picture: Image.Image, side: int = THUMBNAIL) -> str:
-    """The address of a picture that is inside the page, at most so many pixels on its longer side."""
+    """The address of a small copy of a picture, inside the page. side: the most pixels of its longer side."""
     picture = picture.convert("RGB")
     picture.thumbnail((side, side))
     encoded = {}
@@ -164,23 +159,27 @@ def thumbnail(picture: Image.Image, side: int = THUMBNAIL) -> str:
 
 
 def data_address(content: bytes, kind: str) -> str:
+    """The address of a picture inside the page. kind: png or jpeg."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def verdict(right: bool) -> str:
+    """The class of an element that shows a right or a wrong answer."""
     return "right" if right else "wrong"
 
 
 def verdict_mark(right: bool) -> str:
+    """A check mark or a cross."""
     return f'<span class="mark" role="img" aria-label="{verdict(right)}">{"✓" if right else "✗"}</span>'
 
 
 def shown_text(text: str) -> str:
+    """Text for the page, cut where it is long."""
     return escape(text if len(text) <= TEXT_SHOWN else text[:TEXT_SHOWN].rstrip() + "…")
 
 
 def html_table(heads: Sequence[str | tuple[str, str]], rows: Sequence[str]) -> str:
-    """heads: texts, or (text, class). rows: finished <tr> elements."""
+    """A table. heads: texts, or (text, class). rows: finished <tr> elements."""
     cells = []
     for head in heads:
         text, kind = (head, "") if isinstance(head, str) else head
@@ -190,6 +189,7 @@ def html_table(heads: Sequence[str | tuple[str, str]], rows: Sequence[str]) -> s
 
 
 def html_row(label: str, cells: list[str], kind: str = "") -> str:
+    """A row of a table. kind: its class."""
     data = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
     return f'<tr{f" class={kind!r}" if kind else ""}><th scope="row">{escape(label)}</th>{data}</tr>'
 
@@ -211,10 +211,12 @@ def short_number(number: float) -> str:
 
 
 def small_percent(share: float) -> str:
+    """A share in percent, with one more digit where it is below 10 %."""
     return f"{share:.1%}" if share >= 0.1 else f"{share:.2%}"
 
 
 def duration_text(seconds: float) -> str:
+    """3725 -> '1 h 02 min'."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

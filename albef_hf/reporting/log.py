@@ -1,4 +1,4 @@
-"""The log of a run: JSON lines, written while it trains and read by curves, report and card."""
+"""The log of a run: JSON lines, written during training, and read by curves, report and card."""
 
 import json
 import math
@@ -16,7 +16,12 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
 
 
 class LogWriter:
-    """Writes a log of JSON lines. A resumed run first drops the rows beyond the step it goes on from."""
+    """Writes a log of JSON lines. A resumed run first drops the rows after the step that it resumes from.
+
+    Args:
+        path: of the log.
+        step: the step that the run starts from; 0 for a new log.
+    """
 
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
@@ -32,13 +37,13 @@ class LogWriter:
 
 @dataclass
 class RunLog:
-    """log.jsonl by kind of row.
+    """The rows of log.jsonl by their kind.
 
     Args:
-        run: what the run said of itself at its last start; empty where it said nothing.
-        train: rows of training, steps rising.
-        evaluations: rows of evaluation, in the order of the run.
-        warnings: what looked wrong, before the first step or during the run.
+        run: the description of the run, written at its last start; empty if there is none.
+        train: rows of training, by ascending step.
+        evaluations: rows of evaluations, in the order of the run.
+        warnings: rows of warnings, before the first step or during the run.
     """
 
     run: dict[str, Any] = field(default_factory=dict)
@@ -47,12 +52,12 @@ class RunLog:
     warnings: list[dict[str, Any]] = field(default_factory=list)
 
     def loss_names(self) -> list[str]:
-        """`loss` and every `loss_*` that a row or the chance levels name, in the order of their appearance."""
+        """`loss`, and then every `loss_*` of the training rows, in the order of their appearance."""
         names = dict.fromkeys(key for row in self.train for key in row if key == "loss" or key.startswith("loss_"))
         return sorted(names, key=lambda name: name != "loss")
 
     def chance(self, name: str) -> float | None:
-        """The value of a loss for a model that knows nothing; of the total, the sum of several parts."""
+        """The value of a loss for a model that knows nothing; None if unknown. For the total, the sum of its parts."""
         levels = self.run.get("chance", {})
         if name == "loss" and name not in levels:
             parts = [part for part in self.loss_names() if part != "loss"]
@@ -61,7 +66,7 @@ class RunLog:
         return levels.get(name)
 
     def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """(steps, values) of a key of the training rows, where it is a finite number."""
+        """Steps and values of a key of the training rows, (n,) each, where the value is a finite number."""
         points = [(row["step"], row[name]) for row in self.train if _is_number(row.get(name))]
         return np.array([step for step, _ in points]), np.array([value for _, value in points], dtype=float)
 
@@ -73,8 +78,8 @@ def _is_number(value: Any) -> bool:
 def read_log(path: Path | str) -> RunLog:
     """Read a log of JSON lines.
 
-    Where a run was stopped and went on from an earlier step, what it did twice is shown as done last. A last line that
-    was cut off is left out.
+    Where a run was resumed from an earlier step, the rows of the resumed run replace those after that step. A last
+    line that was cut off is left out.
 
     Raises:
         ValueError: a line before the last is not JSON; names the file and the line.
@@ -94,7 +99,7 @@ def read_log(path: Path | str) -> RunLog:
         if kind == "run":
             log.run = row
         elif kind == "train":
-            if log.train and log.train[-1]["step"] >= row["step"]:  # the run went on from an earlier step
+            if log.train and log.train[-1]["step"] >= row["step"]:  # the run was resumed from an earlier step
                 log.train = [each for each in log.train if each["step"] < row["step"]]
                 log.evaluations = [each for each in log.evaluations if each["step"] < row["step"]]
             log.train.append(row)
@@ -108,7 +113,7 @@ def read_log(path: Path | str) -> RunLog:
 
 
 def _saved_chance(folder: Path, row: dict[str, Any]) -> dict[str, float]:
-    """Chance levels of an evaluation whose row does not carry them, from the result saved in the run folder."""
+    """Chance levels of an evaluation whose row does not have them, from the result saved in the run folder."""
     saved = folder / "evaluations" / f"step-{row['step']:08d}.json"
     result = json.loads(saved.read_text(encoding="utf-8")) if saved.exists() else {}
     return result.get("chance", {}) if result.get("name") == row.get("name") else {}

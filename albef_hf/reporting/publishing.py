@@ -1,5 +1,7 @@
-"""From a model folder to what may leave this machine: weights, configuration, code and card; never the state of an
-optimizer, a path, or a token."""
+"""From a model folder to the files that may be published: weights, configuration, code and card.
+
+The state of an optimizer, a path of this machine or a token never leaves.
+"""
 
 import json
 import os
@@ -16,7 +18,8 @@ from safetensors import SafetensorError, safe_open
 
 from ..model_folder import read_json
 from ..remote_code import FILES
-from .model_card import NAME_LINE, is_hub_id, write_model_card
+from .card_usage import NAME_LINE
+from .model_card import is_hub_id, write_model_card
 
 CONFIGURATIONS = (
     "config.json",
@@ -41,9 +44,10 @@ PUBLISHED = (
     ".eval_results/*.yaml",
     *FILES,
 )
+# Keys of configurations that name where a model came from.
 _NAMES_OF_ORIGIN = ("_name_or_path", "name_or_path", "base_model_name_or_path")
 _ABSOLUTE = re.compile(r"^(/\S|~[/\\]|[A-Za-z]:[/\\]|file:)")
-# Where people keep files; in running text any other word between slashes may be anything.
+# Folders where people keep files. Any other word between slashes may be ordinary text.
 _PATH = re.compile(
     r"(?<![\w.:/])(?:/(?:home|Users|root|mnt|data|datasets|scratch|tmp|var|opt|work|srv|media|export|gpfs|lustre|nfs)/"
     r"|[A-Za-z]:\\)[^\s\"'`)\]]+"
@@ -53,10 +57,10 @@ _SECRET_NAME = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|KEY)$")
 
 
 def find_model_folder(folder: Path | str) -> Path:
-    """The model folder of a run, or the folder itself.
+    """The model folder of a run, or the folder itself if it is a model folder.
 
     Raises:
-        ValueError: neither holds a saved model.
+        ValueError: neither has a saved model.
     """
     folder = Path(folder)
     for candidate in (folder / "model", folder):
@@ -68,19 +72,19 @@ def find_model_folder(folder: Path | str) -> Path:
 def stage(folder: Path | str, target: Path | str, repo_id: str) -> list[str]:
     """Write into a new folder exactly what would be uploaded.
 
-    Files are taken by name, so whatever else lies in the folder stays. Paths and tokens in configurations are blanked;
-    the card names the repository; a folder without a card gets one.
+    Files are chosen by name, and all other files stay behind. Paths and tokens in configurations are blanked, the card
+    names the repository, and a folder without a card gets one.
 
     Args:
         folder: of a run or of a model.
-        target: must not exist, or be empty.
+        target: must be empty or not exist.
+        repo_id: of the repository, `owner/name`.
 
-    Returns:
-        The relative names of the files.
+    Returns: the relative names of the files.
 
     Raises:
-        ValueError: no model, a target that is not empty, a file that is not a plain file or not what its name says, or
-            a token or a path of this machine in a text; names the file and the line.
+        ValueError: there is no model, the target is not empty, a file is a link or not what its name says, or a text
+            has a token or a path of this machine; names the file and the line.
     """
     source, target = find_model_folder(folder), Path(target)
     if target.exists() and any(target.iterdir()):
@@ -88,7 +92,7 @@ def stage(folder: Path | str, target: Path | str, repo_id: str) -> list[str]:
     try:
         return _stage(source, target, repo_id)
     except Exception:
-        shutil.rmtree(target, ignore_errors=True)  # what was refused is not left lying about to be uploaded by hand
+        shutil.rmtree(target, ignore_errors=True)  # so that nobody uploads by hand what was refused
         raise
 
 
@@ -120,13 +124,14 @@ def _stage(source: Path, target: Path, repo_id: str) -> list[str]:
 
 
 def upload(staged: Path | str, repo_id: str, private: bool = True) -> CommitInfo:
-    """Push a folder that `stage` made as one commit. A repository that exists keeps its visibility."""
+    """Push a folder that `stage` made, as one commit. An existing repository keeps its visibility."""
     api = HfApi()
     api.create_repo(repo_id, private=private, exist_ok=True)
     return api.upload_folder(repo_id=repo_id, folder_path=str(staged), commit_message="Upload model")
 
 
 def _published(source: Path) -> Iterator[Path]:
+    """The files that `PUBLISHED` names."""
     for path in sorted(source.rglob("*")):
         name = path.relative_to(source).as_posix()
         if any(fnmatch(name, pattern) and name.count("/") == pattern.count("/") for pattern in PUBLISHED):
@@ -134,7 +139,7 @@ def _published(source: Path) -> Iterator[Path]:
 
 
 def _private_names(source: Path) -> set[str]:
-    """Names of this machine that no pattern could know: where the folder lies, and the local data of its run."""
+    """Paths of this machine that no pattern can know: those of the folder and of the local data of its run."""
     names = {str(Path.home()), str(source.resolve()), str(source.parent.resolve())}
     run_config = source.parent / "config.yaml"
     config = yaml.safe_load(run_config.read_text(encoding="utf-8")) if run_config.is_file() else None
@@ -146,7 +151,7 @@ def _private_names(source: Path) -> set[str]:
 
 
 def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """(key, text) of every text in nested data."""
+    """Every text in nested data, with its key."""
     if isinstance(value, str):
         yield key, value
     elif isinstance(value, dict):
@@ -158,7 +163,7 @@ def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _clean(value: Any, hidden: set[str], key: str = "") -> Any:
-    """JSON with paths, tokens and hidden texts blanked."""
+    """A JSON value in which texts with paths, tokens or hidden texts are blanked."""
     if isinstance(value, dict):
         return {name: _clean(each, hidden, name) for name, each in value.items()}
     if isinstance(value, list):
@@ -171,8 +176,10 @@ def _clean(value: Any, hidden: set[str], key: str = "") -> Any:
 
 
 def _check(path: Path, source: Path, secrets: set[str], private: set[str]) -> None:
-    """Raises:
-    ValueError: this file must not leave; names it as it is in the folder it came from.
+    """Check a file that would be uploaded. source: the file that it comes from.
+
+    Raises:
+        ValueError: the file must not leave; names it by its source.
     """
     if path.suffix == ".png":
         if path.read_bytes()[:8] != b"\x89PNG\r\n\x1a\n":

@@ -1,24 +1,21 @@
 """report.html: a run on one page that opens without a network.
 
-Pictures are inside the file, there is no script, and whatever comes from data or configuration is escaped.
+Pictures are inside the file, there is no script, and text from data or configuration is escaped.
 """
 
 import json
-import random
 from collections import Counter
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import yaml
 
-from ..data.images import decode_image
 from ..data.retrieval import RetrievalData
 from ..evaluation.recall import CUTOFFS, NO_RIGHT_ANSWER
 from ..evaluation.retrieval import RERANKED, RetrievalResult
 from .curves import TITLES, plot_curves
+from .gallery import GALLERY_SEED, gallery_section
 from .html import (
     STYLE,
     code_tag,
@@ -30,15 +27,10 @@ from .html import (
     shown_text,
     small_percent,
     thousands,
-    thumbnail,
-    verdict,
-    verdict_mark,
 )
-from .log import RunLog, read_log
+from .log import RunLog
+from .run_folder import RunFolder
 
-QUERIES_SHOWN = 12
-ANSWERS_SHOWN = 5
-GALLERY_SEED = 0
 REASONS_SHOWN = 12
 
 
@@ -48,26 +40,25 @@ def write_report(
     data: RetrievalData | None,
     sections: Sequence[str] = (),
 ) -> Path:
-    """Write report.html (and curves.png) into a run folder, from what is there; a missing file leaves its part out.
+    """Write report.html and curves.png into a run folder. A missing file leaves its part of the report out.
 
     Args:
         run_folder: may hold log.jsonl, config.yaml, versions.json and rejected.jsonl.
-        result: retrieval of the final weights, for the table; None leaves the table and the gallery out.
-        data: the images and texts behind `result`, for the gallery.
-        sections: finished parts of other kinds of runs (`picture_section`, `table_section`), after the losses.
+        result: retrieval with the final weights; None leaves out its table and gallery.
+        data: the images and texts of `result`; None leaves out the gallery.
+        sections: further sections, such as those of `picture_section` and `table_section`. They follow the losses.
 
-    Returns:
-        The path of report.html.
+    Returns: the path of report.html.
     """
-    folder = Path(run_folder)
+    run = RunFolder.read(run_folder)
+    folder, log = run.path, run.log
     log_path = folder / "log.jsonl"
-    log = read_log(log_path) if log_path.exists() else RunLog()
     curves = plot_curves(log_path, folder / "curves.png") if log_path.exists() else None
-    parts = [_header(folder, log, result), _warnings(log), _losses(log, curves), *sections]
+    parts = [_header(run, result), _warnings(log), _losses(log, curves), *sections]
     if result is not None:
         parts.append(_retrieval(log, result))
         if data is not None:
-            parts.append(_gallery(result, data))
+            parts.append(gallery_section(result, data))
     parts += [_rejected(folder), _origins(folder)]
     title = escape(_method(log))
     page = (
@@ -91,8 +82,8 @@ def _method(log: RunLog) -> str:
     return str(log.run.get("method", "model")).upper()
 
 
-def _header(folder: Path, log: RunLog, result: RetrievalResult | None) -> str:
-    config = _config(folder)
+def _header(run: RunFolder, result: RetrievalResult | None) -> str:
+    config, log = run.config, run.log
     mixed = [str(entry.get("dataset", config.get("dataset"))) for entry in config.get("mixture") or []]
     trained_on = ", ".join(mixed) or config.get("dataset")
     last = log.train[-1] if log.train else {}
@@ -120,8 +111,8 @@ def _header(folder: Path, log: RunLog, result: RetrievalResult | None) -> str:
     if len(speeds):
         tiles.append((f"{np.median(speeds):,.4g}", "samples per second (median)"))
     if result is not None:
-        best = RERANKED if result.k > 0 else ""
-        value, chance = result.metrics[f"{best}mean_recall"], result.chance[f"{best}mean_recall"]
+        name = f"{result.final_prefix}mean_recall"
+        value, chance = result.metrics[name], result.chance[name]
         tiles.append((f"{value:.1%}", f"mean recall (chance {chance:.2%})"))
     boxes = "".join(
         f'<div class="tile"><b>{escape(value)}</b><span>{escape(name)}</span></div>' for value, name in tiles
@@ -167,11 +158,11 @@ def _losses(log: RunLog, curves: Path | None) -> str:
 def _warnings(log: RunLog) -> str:
     if not log.warnings:
         return ""
-    first: dict[str, list[int]] = {}
+    steps_of: dict[str, list[int]] = {}  # by the text before the bracket, whose numbers change
     for row in log.warnings:
-        first.setdefault(str(row["text"]).split("(")[0].strip(), []).append(row["step"])
+        steps_of.setdefault(str(row["text"]).split("(")[0].strip(), []).append(row["step"])
     items = []
-    for text, steps in first.items():
+    for text, steps in steps_of.items():
         when = "before the first step" if steps == [0] else f"step {thousands(steps[0])}"
         when += f" and {thousands(len(steps) - 1)} times more" if len(steps) > 1 else ""
         items.append(f'<li class="wrong"><span>{shown_text(text)} <i class="soft">({when})</i></span></li>')
@@ -184,8 +175,8 @@ def _warnings(log: RunLog) -> str:
 
 
 def _retrieval(log: RunLog, result: RetrievalResult) -> str:
-    stages = [("", "Contrastive")] + ([(RERANKED, f"Top {result.k} re-ranked")] if result.k > 0 else [])
-    heads = ["", *(head for _, stage in stages for head in (stage, "× chance")), "Chance"]
+    orders = [("", "Contrastive")] + ([(RERANKED, f"Top {result.k} re-ranked")] if result.k > 0 else [])
+    heads = ["", *(head for _, order in orders for head in (order, "× chance")), "Chance"]
     names = [
         (f"{direction}_r{cutoff}", f"{label} R@{cutoff}")
         for direction, label in (("image_to_text", "Image → text"), ("text_to_image", "Text → image"))
@@ -194,7 +185,7 @@ def _retrieval(log: RunLog, result: RetrievalResult) -> str:
     rows = []
     for name, label in [*names, ("mean_recall", "Mean of the six")]:
         cells = []
-        for prefix, _ in stages:
+        for prefix, _ in orders:
             value, chance = result.metrics[prefix + name], result.chance[prefix + name]
             cells += [f"{value:.1%}", f"{value / chance:,.1f}"]
         cells.append(small_percent(result.chance[name]))
@@ -211,71 +202,6 @@ def _retrieval(log: RunLog, result: RetrievalResult) -> str:
         "wrong answers with the same score count as ahead of the right one. Chance is the exact expectation of a "
         f"random order.{left_out}</p>\n" + html_table(heads, rows) + "\n</section>"
     )
-
-
-def _gallery(result: RetrievalResult, data: RetrievalData) -> str:
-    """Queries drawn by a fixed seed, whatever became of them."""
-    draw = random.Random(GALLERY_SEED)
-    image_queries = sorted(draw.sample(range(result.images), min(QUERIES_SHOWN, result.images)))
-    text_queries = sorted(draw.sample(range(result.texts), min(QUERIES_SHOWN, result.texts)))
-    pictures = _Thumbnails(data)
-
-    by_image = []
-    for image in image_queries:
-        items = []
-        for text in result.image_to_text[image, :ANSWERS_SHOWN]:
-            right = data.text_groups[text] == data.image_groups[image]
-            items.append(
-                f'<li class="{verdict(right)}">{verdict_mark(right)}<span>{shown_text(data.texts[text])}</span></li>'
-            )
-        place = _place(int(result.image_ranks[image]), result.texts)
-        by_image.append(
-            f'<article class="query by-image">{pictures.tag(image, f"query image {image}")}'
-            f"<ol>{''.join(items)}</ol>{place}</article>"
-        )
-    by_text = []
-    for text in text_queries:
-        figures = []
-        for image in result.text_to_image[text, :ANSWERS_SHOWN]:
-            right = data.text_groups[text] == data.image_groups[image]
-            figures.append(
-                f'<figure class="{verdict(right)}">{pictures.tag(int(image), f"image {image}")}'
-                f"<figcaption>{verdict_mark(right)}</figcaption></figure>"
-            )
-        by_text.append(
-            f'<article class="query"><blockquote>{shown_text(data.texts[text])}</blockquote>'
-            f'<div class="row">{"".join(figures)}</div>{_place(int(result.text_ranks[text]), result.images)}</article>'
-        )
-    stage = f"after re-ranking the top {result.k}" if result.k > 0 else "by contrastive score"
-    return (
-        f"<section>\n<h2>Gallery</h2>\n<p>The first {ANSWERS_SHOWN} answers {stage}, best first. The queries were "
-        f"drawn at random with a fixed seed, not chosen by their outcome. <b>✓</b> and a full border mark a right "
-        "answer, <b>✗</b> and a dotted border a wrong one.</p>\n"
-        f'<h3>Image → text</h3>\n<div class="gallery">{"".join(by_image)}</div>\n'
-        f'<h3>Text → image</h3>\n<div class="gallery">{"".join(by_text)}</div>\n</section>'
-    )
-
-
-class _Thumbnails:
-    """Small pictures of the evaluated images, each made once."""
-
-    def __init__(self, data: RetrievalData) -> None:
-        self.images = data.images
-        self.addresses: dict[int, str] = {}
-
-    def tag(self, row: int, description: str) -> str:
-        if row not in self.addresses:
-            self.addresses[row] = self._address(row)
-        return f'<img class="picture" alt="{escape(description)}" src="{self.addresses[row]}">'
-
-    def _address(self, row: int) -> str:
-        return thumbnail(decode_image(self.images[row]["image"]))
-
-
-def _place(rank: int, candidates: int) -> str:
-    if rank == NO_RIGHT_ANSWER:
-        return '<p class="place">no right answer among the candidates</p>'
-    return f'<p class="place">first right answer in place {thousands(rank + 1)} of {thousands(candidates)}</p>'
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -321,11 +247,4 @@ def _origins(folder: Path) -> str:
     return f"<section>\n<h2>To repeat this run</h2>\n{''.join(blocks)}\n</section>" if blocks else ""
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.yaml"
-    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.exists() else {}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Words and tables
-# ---------------------------------------------------------------------------------------------------------------------
+__all__ = ["GALLERY_SEED", "write_report"]

@@ -1,8 +1,8 @@
 """The downstream tasks, a file each. CONTRIBUTING.md shows how to add one."""
 
-import difflib
 from collections.abc import Sequence
 
+from ..data.hints import nearest_hint
 from .grounding import Grounding
 from .question_answering import QuestionAnswering
 from .retrieval import Retrieval
@@ -30,7 +30,5 @@ def task_named(name: str, allowed: Sequence[type[Task]] = _CLASSES) -> type[Task
     """
     known = {task.name: task for task in allowed}
     if name not in known:
-        nearest = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {nearest[0]!r}?" if nearest else f"there are: {', '.join(known)}"
-        raise ValueError(f"unknown task {name!r}; {hint}")
+        raise ValueError(f"unknown task {name!r}; {nearest_hint(name, known)}")
     return known[name]

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import difflib
 import json
 import sys
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any, get_origin
 import yaml
 
 from ..data.arguments import DataArguments
+from ..data.hints import current_names, nearest_hint
 
 
 @dataclass
@@ -98,12 +98,6 @@ GROUPS = (ModelArguments, DataArguments, TrainingArguments)
 RENAMED = {"published": "published_defects"}
 
 
-def nearest_choice(name: str, known: list[str]) -> str:
-    """A hint at what may have been meant."""
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {nearest[0]!r}?" if nearest else "see --help"
-
-
 def _convert(name: str, value: Any, wanted: Any) -> Any:
     """A YAML value or the text of a flag as the type of its field."""
     optional = "None" in str(wanted)
@@ -150,19 +144,19 @@ def parse_arguments(argv: list[str] | None = None, groups: tuple[Any, ...] = GRO
     for item in unknown:
         if item.startswith("--"):
             name = item[2:].split("=")[0]
-            raise ValueError(f"unknown flag --{name}; {nearest_choice(name, list(fields))}")
+            raise ValueError(f"unknown flag --{name}; {nearest_hint(name, fields, 'see --help')}")
         raise ValueError(f"unexpected argument {item!r}")
     values: dict[str, Any] = {}
     if parsed.config is not None:
         path = Path(parsed.config)
         if not path.is_file():
             beside = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-            raise ValueError(f"no such file: {path}; {nearest_choice(path.name, beside)}")
+            raise ValueError(f"no such file: {path}; {nearest_hint(path.name, beside)}")
         loaded = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        loaded = {RENAMED.get(name, name): value for name, value in loaded.items()}
+        loaded = current_names(loaded, RENAMED, str(path))
         for name in loaded:
             if name not in fields:
-                raise ValueError(f"{path}: unknown key {name!r}; {nearest_choice(str(name), list(fields))}")
+                raise ValueError(f"{path}: unknown key {name!r}; {nearest_hint(str(name), fields, 'see --help')}")
         values |= loaded
     values |= {name: value for name, value in vars(parsed).items() if name in fields and value is not None}
     converted = {name: _convert(name, value, fields[name].type) for name, value in values.items()}

@@ -1,6 +1,5 @@
 """Checkpoints without pickle: tensors as safetensors, the rest as JSON, complete or absent."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -12,6 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ..data.hashing import file_digest
+
 MANIFEST = "manifest.json"
 
 
@@ -21,11 +22,6 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _contiguous(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -59,7 +55,7 @@ def save_checkpoint(
     save_file(_contiguous(dict(model.state_dict())), scratch / "model.safetensors")
     save_file(_contiguous(_named_optimizer_state(model, optimizer)), scratch / "optimizer.safetensors")
     (scratch / "progress.json").write_text(json.dumps(progress), encoding="utf-8")
-    manifest = {path.name: {"bytes": path.stat().st_size, "sha256": _digest(path)} for path in scratch.iterdir()}
+    manifest = {path.name: {"bytes": path.stat().st_size, "sha256": file_digest(path)} for path in scratch.iterdir()}
     (scratch / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
     for path in [*scratch.iterdir(), scratch]:
         _sync(path)
@@ -91,7 +87,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         file = path / name
         if not file.is_file():
             raise ValueError(f"{file} is missing")
-        if file.stat().st_size != expected["bytes"] or _digest(file) != expected["sha256"]:
+        if file.stat().st_size != expected["bytes"] or file_digest(file) != expected["sha256"]:
             raise ValueError(f"{file} is damaged: it is not what was written")
     try:
         state = load_file(path / "model.safetensors")

@@ -18,11 +18,12 @@ from transformers import (
 
 from ..configuration_albef import AlbefConfig
 from ..data.builtin.packages import package_folder
+from ..data.hints import nearest_hint
 from ..modeling_albef_loading import AlbefPreTrainedModel
 from ..modeling_albef_pretraining import AlbefForPreTraining
 from ..processing_albef import AlbefProcessor
 from ..vision_backbone import VisionBackbone, resize_positions
-from .arguments import ModelArguments, nearest_choice
+from .arguments import ModelArguments
 
 Model = TypeVar("Model", bound=AlbefPreTrainedModel)
 
@@ -117,7 +118,7 @@ def build_vision_backbone(arguments: ModelArguments) -> VisionBackbone:
     fields, source = vision_fields(arguments)
     kind = fields.pop("model_type")
     if kind not in CONFIG_MAPPING:
-        raise ValueError(f"unknown model_type {kind!r}; {nearest_choice(kind, list(CONFIG_MAPPING))}")
+        raise ValueError(f"unknown model_type {kind!r}; {nearest_hint(kind, CONFIG_MAPPING)}")
     backbone = VisionBackbone(CONFIG_MAPPING[kind](**fields), arguments.vision_pooling)
     if source is not None:
         _adopt_vision(backbone, source, arguments)

@@ -15,6 +15,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from ..data.arguments import DataArguments
+from ..data.hints import nearest_hint
+from ..evaluation.mode import evaluation_mode
 from ..evaluation.protocols import retrieval_protocol
 from ..reporting.log import append_row
 from ..reporting.model_card import write_model_card
@@ -23,7 +25,7 @@ from ..tasks.batches import build_task_data
 from ..tasks.report import write_task_report
 from ..tasks.result import TaskResult, TaskSettings
 from ..tasks.task import Task
-from .arguments import ModelArguments, TrainingArguments, nearest_choice
+from .arguments import ModelArguments, TrainingArguments
 from .best_weights import Chosen
 from .checkpoints import latest_checkpoint
 from .dry_run import draw_first_batch
@@ -116,13 +118,13 @@ class TaskRun(Run):
         goes_on = arguments.resume and latest_checkpoint(folder / "checkpoints") is not None
         metric, known = task_arguments.chosen_by or self.task.metric, self.task.metric_names()
         if metric not in known:
-            raise ValueError(f"chosen_by {metric!r}: {nearest_choice(metric, known)}")
+            raise ValueError(f"chosen_by {metric!r}: {nearest_hint(metric, known)}")
         self.chosen = Chosen(folder, metric, goes_on, self.task.saved_files())
         self.measured = -1  # the step of the last validation
 
     def _measure(self, model: nn.Module, rows: datasets.Dataset, name: str) -> TaskResult:
-        model.eval()
-        return self.task.measure(model, rows, name)
+        with evaluation_mode(model):
+            return self.task.measure(model, rows, name)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Metrics of the validation data. On all ranks."""

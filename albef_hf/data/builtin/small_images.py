@@ -1,4 +1,4 @@
-"""Small labelled sets of pictures from packages, for trials of image-only methods on a laptop."""
+"""Small labeled sets of pictures from packages, for trials of image-only methods on a laptop."""
 
 import functools
 import gzip
@@ -26,7 +26,7 @@ def _dataset(pictures: list[np.ndarray], labels: list[int], names: list[str]) ->
 
 
 def _place(digit: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """An 8 x 8 digit, 20 to 29 pixels high, somewhere on 32 x 32: a bright colour on a dark one, and noise."""
+    """An 8 x 8 digit enlarged to 20 .. 29 pixels, somewhere on 32 x 32 pixels: bright on a dark color, with noise."""
     side = int(generator.integers(20, 30))
     large = Image.fromarray((digit * (255 / 16)).astype(np.uint8)).resize((side, side), Image.Resampling.BILINEAR)
     mask = np.zeros((32, 32, 1))
@@ -39,15 +39,15 @@ def _place(digit: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 
 @functools.cache
 def load_digits(placements: int = 2, seed: int = 0) -> datasets.DatasetDict:
-    """Coloured, displaced digits: scikit-learn's 1,797 handwritten 8 x 8 digits, each placed on 32 x 32 pixels.
+    """Colored, displaced digits: scikit-learn's 1,797 handwritten 8 x 8 digits, each placed on 32 x 32 pixels.
 
-    Colour and place say nothing about the class, so pixels are a poor guide. Splits `train` (1,300 digits) and `test`
-    (the other 497), each digit `placements` times.
+    Color and position say nothing about the class, so raw pixels are poor features. The splits are `train` (1,300
+    digits) and `test` (the other 497), with each digit `placements` times.
 
     Returns: columns `image` and `label` (0 .. 9).
 
     Raises:
-        ImportError: scikit-learn is missing.
+        ImportError: scikit-learn is not installed.
     """
     if importlib.util.find_spec("sklearn") is None:
         raise ImportError('the digits come from scikit-learn: pip install "albef-hf[images]"')
@@ -66,6 +66,7 @@ def load_digits(placements: int = 2, seed: int = 0) -> datasets.DatasetDict:
 
 
 def _idx(path: Path) -> np.ndarray:
+    """The array of a file in MNIST's IDX format: after four bytes the shape, then the values."""
     with gzip.open(path) as handle:
         data = handle.read()
     shape = [int.from_bytes(data[4 + 4 * i : 8 + 4 * i], "big") for i in range(data[3])]
@@ -74,11 +75,11 @@ def _idx(path: Path) -> np.ndarray:
 
 @functools.cache
 def load_fashion_mnist(folder: str = FASHION_MNIST, train_rows: int = 0) -> datasets.DatasetDict:
-    """Fashion-MNIST (MIT): 60,000 and 10,000 grey product photographs of 28 x 28 pixels in ten classes.
+    """Fashion-MNIST (MIT): 60,000 and 10,000 gray photographs of products, 28 x 28 pixels, in ten classes.
 
     Args:
-        folder: with the four `.gz` files of the publication; where Debian's dataset-fashion-mnist puts them.
-        train_rows: only so many of the training pictures, the first; 0: all.
+        folder: has the four `.gz` files of the publication; left out, where Debian's dataset-fashion-mnist puts them.
+        train_rows: use only this many training pictures, the first ones; 0: all.
 
     Returns: splits `train` and `test` with columns `image` and `label`.
 

@@ -1,4 +1,4 @@
-"""Grounding accuracy as an `evaluate` metric; loads without a network from the path of this file.
+"""Grounding accuracy as an `evaluate` metric. It loads from the path of this file, without a network.
 
 import evaluate
 from albef_hf.evaluation import GROUNDING_ACCURACY
@@ -14,16 +14,16 @@ import numpy as np
 from albef_hf.evaluation.boxes import grounding_accuracy, intersection_over_union
 
 _DESCRIPTION = """
-The share of boxes whose intersection over union with the annotated box reaches a threshold: referring expressions.
+The share of boxes whose intersection over union with the annotated box reaches a threshold, for referring expressions.
 """
 
 _INPUTS = """
 Args:
-    predictions: a box a sample: x, y, width and height.
-    references: the annotated boxes, likewise.
-    threshold: of the intersection over union, 0.5 where left out.
+    predictions: one box per sample: x, y, width and height.
+    references: the annotated box of each sample.
+    threshold: the least intersection over union of a right box; 0.5 where left out.
 Returns:
-    accuracy, and mean_intersection_over_union.
+    accuracy, and mean_intersection_over_union, as fractions.
 Example:
     >>> metric.compute(predictions=[[0, 0, 10, 8]], references=[[0, 0, 10, 10]])
 """
@@ -37,18 +37,15 @@ _CITATION = """
 }
 """
 
+_BOX = datasets.Sequence(datasets.Value("float64"))
+_FEATURES = datasets.Features({"predictions": _BOX, "references": _BOX})
+
 
 class GroundingAccuracy(evaluate.Metric):
     """See the module; the arithmetic is that of `albef_hf.evaluation.boxes`."""
 
     def _info(self) -> evaluate.MetricInfo:
-        box = datasets.Sequence(datasets.Value("float64"))
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_INPUTS,
-            features=datasets.Features({"predictions": box, "references": box}),
-        )
+        return evaluate.MetricInfo(_DESCRIPTION, _CITATION, _FEATURES, _INPUTS)
 
     def _compute(
         self, predictions: list[list[float]], references: list[list[float]], threshold: float = 0.5

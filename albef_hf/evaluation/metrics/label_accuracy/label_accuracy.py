@@ -1,4 +1,4 @@
-"""Accuracy with confusion as an `evaluate` metric; loads without a network from the path of this file.
+"""Accuracy and confusion matrix as an `evaluate` metric. It loads from the path of this file, without a network.
 
 import evaluate
 from albef_hf.evaluation import LABEL_ACCURACY
@@ -12,20 +12,19 @@ from typing import Any
 import datasets
 import evaluate
 
-from albef_hf.evaluation.classification import classification_metrics
+from albef_hf.evaluation.classification import NLVR2_LABELS, classification_metrics
 
 _DESCRIPTION = """
-The share of right classes, for each class too, and the confusion matrix: of visual reasoning (NLVR2) and visual
-entailment (SNLI-VE).
+Accuracy in all and per class, and the confusion matrix, for visual reasoning (NLVR2) and visual entailment (SNLI-VE).
 """
 
 _INPUTS = """
 Args:
-    predictions: the class of each sample, an integer.
-    references: the true class.
-    labels: the names of the classes; false and true where left out.
+    predictions: the predicted class of each sample, an integer.
+    references: the true class of each sample.
+    labels: the names of the classes; "false" and "true" where left out.
 Returns:
-    accuracy, accuracy_per_class by name, and confusion: a row for each true class, a column for each predicted one.
+    accuracy; accuracy_per_class, by name; confusion, with a row for each true class, a column for each predicted one.
 Example:
     >>> metric.compute(predictions=[1, 0], references=[1, 1])
 """
@@ -39,21 +38,16 @@ _CITATION = """
 }
 """
 
+_FEATURES = datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")})
+
 
 class LabelAccuracy(evaluate.Metric):
     """See the module; the arithmetic is that of `albef_hf.evaluation.classification`."""
 
     def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_INPUTS,
-            features=datasets.Features(
-                {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
-            ),
-        )
+        return evaluate.MetricInfo(_DESCRIPTION, _CITATION, _FEATURES, _INPUTS)
 
     def _compute(
         self, predictions: list[int], references: list[int], labels: list[str] | None = None
     ) -> dict[str, Any]:
-        return classification_metrics(predictions, references, labels or ["false", "true"])
+        return classification_metrics(predictions, references, labels or NLVR2_LABELS)

@@ -1,4 +1,4 @@
-"""Image-text retrieval recall as an `evaluate` metric; loads without a network from the path of this file.
+"""Image-text retrieval recall as an `evaluate` metric. It loads from the path of this file, without a network.
 
 import evaluate
 from albef_hf.evaluation import RETRIEVAL_RECALL
@@ -14,18 +14,18 @@ import torch
 from albef_hf.evaluation.recall import recall_from_scores
 
 _DESCRIPTION = """
-Recall at 1, 5 and 10 of retrieving texts with images and images with texts. A query is a hit at K when any of its
-right answers is among its first K; a wrong answer with the same score as the best right one counts as ahead of it.
+Recall at 1, 5 and 10 of retrieving texts with images, and images with texts. A query is a hit at K if any of its right
+answers is among its first K. A wrong answer with the same score as the best right one counts as ahead of it.
 """
 
 _INPUTS = """
 Args:
-    predictions: one row of scores an image, against every text; higher is better.
+    predictions: for each image its scores with every text; higher is better.
     references: the group of each image, a string or an integer.
-    text_groups: the group of each text, of the same kind. A text is a right answer for an image of its group.
+    text_groups: the group of each text, of the same type. A text is a right answer for the images of its group.
 Returns:
     image_to_text_r1, image_to_text_r5, image_to_text_r10, text_to_image_r1, text_to_image_r5, text_to_image_r10 and
-    mean_recall (of the six), as fractions; and each under "chance_" as a random order would have it.
+    mean_recall (of the six), as fractions; and what a random order would reach, under names that begin with "chance_".
 Example:
     >>> metric.compute(predictions=[[0.9, 0.1], [0.2, 0.7]], references=["cat", "dog"], text_groups=["cat", "dog"])
 """
@@ -40,23 +40,20 @@ _CITATION = """
 }
 """
 
+# Groups may be strings or integers; `evaluate` takes the first of these that fits.
+_FEATURES = [
+    datasets.Features(
+        {"predictions": datasets.Sequence(datasets.Value("float64")), "references": datasets.Value(group)}
+    )
+    for group in ("string", "int64")
+]
+
 
 class RetrievalRecall(evaluate.Metric):
     """See the module; the arithmetic is that of `albef_hf.evaluation.recall`."""
 
     def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_INPUTS,
-            # Groups may be texts or integers; `evaluate` takes the first of these that fits.
-            features=[
-                datasets.Features(
-                    {"predictions": datasets.Sequence(datasets.Value("float64")), "references": datasets.Value(group)}
-                )
-                for group in ("string", "int64")
-            ],
-        )
+        return evaluate.MetricInfo(_DESCRIPTION, _CITATION, _FEATURES, _INPUTS)
 
     def _compute(
         self,

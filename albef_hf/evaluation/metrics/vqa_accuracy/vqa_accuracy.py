@@ -1,4 +1,4 @@
-"""VQA v2 accuracy as an `evaluate` metric; loads without a network from the path of this file.
+"""VQA v2 accuracy as an `evaluate` metric. It loads from the path of this file, without a network.
 
 import evaluate
 from albef_hf.evaluation import VQA_ACCURACY
@@ -15,18 +15,18 @@ import evaluate
 from albef_hf.evaluation.answers import answer_metrics
 
 _DESCRIPTION = """
-The accuracy of the VQA challenge: a third of a point for each person who gave the same answer, one point at most, as
-the mean over leaving out each person; answers are cleaned up as by the official scorer.
+The accuracy of the VQA challenge: the mean, over leaving out each person, of one third for each other person who gave
+the same answer, at most 1. Answers are normalized as by the official scorer.
 """
 
 _INPUTS = """
 Args:
-    predictions: one answer a question.
-    references: a list of people's answers a question, ten in VQA v2.
-    question_types: optional, one a question.
-    answer_types: optional, one a question.
+    predictions: one answer per question.
+    references: one list per question: the answers of people, ten in VQA v2.
+    question_types: optional, one per question.
+    answer_types: optional, one per question.
 Returns:
-    accuracy, and accuracy_per_question_type and accuracy_per_answer_type where types were given, as fractions.
+    accuracy, and where types are given accuracy_per_question_type and accuracy_per_answer_type, as fractions.
 Example:
     >>> metric.compute(predictions=["2"], references=[["two"] * 10], answer_types=["number"])
 """
@@ -40,22 +40,16 @@ _CITATION = """
 }
 """
 
+_FEATURES = datasets.Features(
+    {"predictions": datasets.Value("string"), "references": datasets.Sequence(datasets.Value("string"))}
+)
+
 
 class VqaAccuracy(evaluate.Metric):
     """See the module; the arithmetic is that of `albef_hf.evaluation.answers`."""
 
     def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_INPUTS,
-            features=datasets.Features(
-                {
-                    "predictions": datasets.Value("string"),
-                    "references": datasets.Sequence(datasets.Value("string")),
-                }
-            ),
-        )
+        return evaluate.MetricInfo(_DESCRIPTION, _CITATION, _FEATURES, _INPUTS)
 
     def _compute(
         self,
