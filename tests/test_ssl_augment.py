@@ -198,7 +198,7 @@ def test_pillow_and_tensors_are_chosen_by_config():
     assert 0 < (one["views"] - other["views"]).abs().mean() < 0.06  # in units of a deviation of 0.2
     with pytest.raises(ValueError, match="augmentation_device must be tensors or pillow, not 'gpu'"):
         batches(1, augmentation_device="gpu")
-    with pytest.raises(ValueError, match="BYOL's colours"):
+    with pytest.raises(ValueError, match="BYOL's colors"):
         batches(1, augmentation="byol", augmentation_device="pillow")
 
 
