@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from data_helpers import first, picture
 from transformers import BertTokenizer
 
 from albef_hf import AlbefProcessor
@@ -33,12 +33,6 @@ def no_pauses(monkeypatch):
     monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
 
 
-def picture(number: int) -> bytes:
-    stream = io.BytesIO()
-    Image.new("RGB", (20, 20), (number * 10 % 256, 50, 90)).save(stream, "PNG")
-    return stream.getvalue()
-
-
 @pytest.fixture
 def json_list(tmp_path):
     """The publication's form: a path, and one caption or several."""
@@ -53,10 +47,6 @@ def json_list(tmp_path):
 def arguments(json_list, **changes) -> DataArguments:
     fields = {"dataset": str(json_list), "caption_column": "caption"}
     return DataArguments(**{**fields, **changes})
-
-
-def first(data, count, start=0):
-    return list(itertools.islice(data.batches(start), count))
 
 
 def equal(one: dict, other: dict) -> bool:

@@ -1,0 +1,20 @@
+"""What the suite asks of itself."""
+
+import ast
+from pathlib import Path
+
+FILES = sorted(Path(__file__).parent.glob("*.py"))
+
+
+def imports(path: Path):
+    """The dotted name of everything a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def test_helpers_stand_in_helper_modules():
+    found = [f"{path.name}: {name}" for path in FILES for name in imports(path) if name.startswith("test_")]
+    assert found == []
