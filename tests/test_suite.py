@@ -4,6 +4,7 @@ import ast
 from pathlib import Path
 
 FILES = sorted(Path(__file__).parent.glob("*.py"))
+PACKAGES = ("albef_hf", "ssl_methods")
 
 
 def imports(path: Path):
@@ -17,4 +18,14 @@ def imports(path: Path):
 
 def test_helpers_stand_in_helper_modules():
     found = [f"{path.name}: {name}" for path in FILES for name in imports(path) if name.startswith("test_")]
+    assert found == []
+
+
+def test_tests_import_nothing_private_from_the_package():
+    found = [
+        f"{path.name}: {name}"
+        for path in FILES
+        for name in imports(path)
+        if name.split(".")[0] in PACKAGES and any(part.startswith("_") for part in name.split("."))
+    ]
     assert found == []

@@ -284,8 +284,9 @@ def test_text_assignment_draws_what_it_says():
     generator, own, seen = torch.Generator().manual_seed(0), torch.arange(4), []
     for _ in range(100):
         batch["assignment_draws"] = torch.rand(4, 3, generator=generator)
-        image = model.albef.vision_model(batch["pixel_values"])
-        labels, first, second = model._draw(image, image_ids, batch["assignment_draws"])
+        with torch.no_grad():
+            output = model(**batch, image_ids=image_ids)
+        labels, first, second = output.labels, output.first_image_index, output.second_image_index
         assert (first != second).all()
         assert torch.equal(labels == 0, first == own) and torch.equal(labels == 1, second == own)
         for index, label in ((first, 0), (second, 1)):
