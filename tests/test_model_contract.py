@@ -33,12 +33,26 @@ def test_every_public_class_is_here():
 # -- saving and loading -----------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A new model of a class and the folder it was saved in; both are made when first asked for. Not to be changed."""
+    made = {}
+
+    def of(case):
+        if case.kind not in made:
+            model, folder = new(case.kind).eval(), tmp_path_factory.mktemp("saved") / str(case)
+            model.save_pretrained(folder)
+            made[case.kind] = model, folder
+        return made[case.kind]
+
+    return of
+
+
 @every_class
-def test_save_and_load_give_equal_outputs(case, tmp_path):
-    model = new(case.kind).eval()
-    model.save_pretrained(tmp_path)
+def test_save_and_load_give_equal_outputs(case, saved):
+    model, folder = saved(case)
     # transformers builds on the meta device and fills in
-    loaded, report = case.kind.from_pretrained(tmp_path, output_loading_info=True)
+    loaded, report = case.kind.from_pretrained(folder, output_loading_info=True)
     assert not any(report.values())
     assert loaded.loading_report == "every weight was in the checkpoint"
     assert not any(tensor.is_meta for tensor in loaded.state_dict().values())
@@ -75,10 +89,8 @@ def modules_of_folders(tmp_path_factory):
 
 
 @every_class
-def test_a_folder_loads_from_its_own_code(case, tmp_path, modules_of_folders):
-    model = new(case.kind).eval()
-    folder = tmp_path / str(case)
-    model.save_pretrained(folder)
+def test_a_folder_loads_from_its_own_code(case, saved, modules_of_folders):
+    model, folder = saved(case)
     file = inspect.getmodule(case.kind).__name__.rpartition(".")[2]
     theirs = get_class_from_dynamic_module(f"{file}.{case}", str(folder))
     assert theirs is not case.kind and theirs.__module__.startswith("transformers_modules")
