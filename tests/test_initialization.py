@@ -92,7 +92,8 @@ def test_a_vision_transformer_arrives_with_its_position_table_resized(folders):
 
 def test_a_table_resized_to_its_own_size_is_unchanged(folders):
     root, _, vision = folders
-    model = built(vision_model=str(root / "vit"), vision_config={}, image_size=64)
+    small = {**BERT, "fusion_layer": 2}
+    model = built(vision_model=str(root / "vit"), text_config=small, vision_config={}, image_size=64)
     own = model.albef.vision_model.backbone.state_dict()["embeddings.position_embeddings"]
     assert torch.equal(own, vision.state_dict()["embeddings.position_embeddings"])
 
