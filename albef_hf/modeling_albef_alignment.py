@@ -294,12 +294,12 @@ class AlbefAlignmentModel(AlbefMomentumModel):
     def draw_negatives(self, contrast: Contrast, keys: Keys, draws: torch.Tensor | None) -> Negatives:
         """One hard negative image for each text and one hard negative text for each image (section 3.2)."""
         excluded = keys.own[:, None] == torch.arange(len(keys.ids), device=keys.ids.device)
-        for policy in ("mask", "positive"):
-            same = self._same(keys, keys.ids, policy)
-            excluded = excluded if same is None else excluded | same
+        related = [same for policy in ("mask", "positive") if (same := self._same(keys, keys.ids, policy)) is not None]
+        for same in related:
+            excluded = excluded | same
         # On the host the check costs nothing; on a device it would be a host read in every step, so there a batch
         # without negatives simply teaches no matching.
-        if excluded.device.type == "cpu" and bool(excluded.all()):
+        if related and excluded.device.type == "cpu" and bool(excluded.all()):
             raise _no_negatives(*self.same_id_policies())
         if draws is None:
             draws = torch.rand(len(keys.own), 2, device=keys.own.device)

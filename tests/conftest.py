@@ -14,6 +14,14 @@ import torch
 torch.set_num_threads(1)
 
 
+@pytest.fixture
+def no_pauses(monkeypatch):
+    """`datasets` waits five seconds after each Parquet stream, lest threads outlive the process (arrow 45214)."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
+
+
 @pytest.fixture(scope="session")
 def processor():
     """BERT's English words, pictures of 32 pixels."""

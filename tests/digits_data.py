@@ -1,4 +1,4 @@
-"""The digits as batches of two views, cut and coloured as tensors: fast enough to train ten models in the tests."""
+"""The digits as batches of two views, cut and colored as tensors: fast enough to train ten models in the tests."""
 
 import math
 
@@ -36,7 +36,7 @@ def crop(pixels, recipe, generator):
 class DigitBatches:
     """What the loop takes for `TrainingData`; with labels, for a supervised run.
 
-    The recipe never mirrors, and mixes colours and makes half of the views grey, so that colours cannot help: a
+    The recipe never mirrors, and mixes colors and makes half of the views gray, so that colors cannot help: a
     network without convolutions else tells pictures apart by them for hundreds of steps.
     """
 
@@ -44,8 +44,8 @@ class DigitBatches:
         self.pixels, self.seed, self.batch_size, self.labels = pixels, seed, batch_size, labels
         self.rows = len(pixels)
         self.steps_per_epoch = self.rows // batch_size
-        colours = {"jitter": [0.4, 0.4, 0.4, 0.0], "grey": 0.5, "solarize": 0.0, "blur": 0.0, "flip": 0.0}
-        self.recipe = view_recipes("barlow_twins", scale=[0.8, 1.0], **colours)[0]
+        colors = {"jitter": [0.4, 0.4, 0.4, 0.0], "gray": 0.5, "solarize": 0.0, "blur": 0.0, "flip": 0.0}
+        self.recipe = view_recipes("barlow_twins", scale=[0.8, 1.0], **colors)[0]
 
     def view(self, pixels, own, generator):
         numbers = torch.from_numpy(np.stack([draw_view(self.recipe, own) for _ in pixels])).float()

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
-from test_ssl_reference import tiny_method, views_of
+from ssl_helpers import tiny_method, views_of
 
 STEPS, GLOBAL_BATCH = 3, 8
 # A rank's own batch normalisation equals one process that normalises as many parts.

@@ -2,7 +2,7 @@
 
 import pytest
 
-from albef_hf.data.builtin.emoji import _build, load_emoji_corpus
+from albef_hf.data.builtin.emoji import FOLDERS, load_emoji_corpus
 from albef_hf.data.images import decode_image
 
 
@@ -38,7 +38,8 @@ def test_all_designs_and_skin_tones():
     with pytest.warns(UserWarning, match="windows: proprietary"):
         windows = load_emoji_corpus(designs=["windows"])
     assert 1400 < len(windows) < 1500
-    assert len(_build(skin_tones=True)) > 21_000
+    with pytest.warns(UserWarning, match="apple, facebook, joypixels, samsung, windows: proprietary"):
+        assert len(load_emoji_corpus(designs=list(FOLDERS), skin_tones=True)) > 21_000
 
 
 def test_wrong_names_are_answered_with_the_known_ones():

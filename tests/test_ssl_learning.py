@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PvtV2Config, ResNetConfig, ViTConfig
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from albef_hf.trainable import Trainable
 from albef_hf.training.arguments import TrainingArguments
 from albef_hf.training.loop import build_accelerator, train
 from albef_hf.vision_backbone import VisionBackbone
@@ -45,7 +46,7 @@ def backbone_of(kind):
     return VisionBackbone(PvtV2Config(image_size=32, **two_stages), "mean")
 
 
-class Labelled(nn.Module):
+class Labelled(Trainable):
     """A backbone and a linear layer: what a method is to the loop, with labels."""
 
     def __init__(self, backbone):

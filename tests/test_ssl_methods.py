@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from test_ssl_reference import tiny_backbone, tiny_method, views_of
+from ssl_helpers import tiny_backbone, tiny_method, views_of
 from torch import nn
 
 from albef_hf.losses import unit_vectors

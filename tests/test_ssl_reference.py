@@ -4,60 +4,14 @@ import copy
 
 import pytest
 import torch
+from ssl_helpers import BATCH, RECIPES, tiny_method, views_of
 from ssl_reference import Reference, adamw_step, lars_step, sgd_step, warm_cosine
-from transformers import ResNetConfig, ViTConfig
 
 from albef_hf.training.arguments import TrainingArguments
 from albef_hf.training.optimization import build_optimizer, learning_rate, scaled_rates
-from albef_hf.vision_backbone import VisionBackbone
 from ssl_methods import METHODS
 
-STEPS, BATCH = 20, 6
-
-
-def tiny_backbone(kind="resnet", seed=0, channels=3):
-    torch.manual_seed(seed)
-    if kind == "resnet":
-        config = ResNetConfig(
-            num_channels=channels, embedding_size=6, hidden_sizes=[6, 8], depths=[1, 1], layer_type="basic"
-        )
-        return VisionBackbone(config, "mean")
-    config = ViTConfig(
-        num_channels=channels, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-        image_size=16, patch_size=8,
-    )  # fmt: skip
-    return VisionBackbone(config, "cls")
-
-
-OPTIONS = {
-    "moco_v1": {"queue_size": 14, "dim": 5, "momentum": 0.9},
-    "moco_v2": {"queue_size": 14, "dim": 5, "momentum": 0.9},
-    "moco_v3": {"hidden_dim": 12, "dim": 5, "momentum": 0.9},
-    "byol": {"hidden_dim": 12, "dim": 5, "momentum": 0.9},
-    "barlow_twins": {"projector_dims": [12, 12, 7]},
-}
-
-
-def tiny_method(name, kind="resnet", seed=0, **changes):
-    backbone = tiny_backbone(kind, seed)
-    torch.manual_seed(seed + 1)
-    return METHODS[name](backbone, **{**OPTIONS[name], **changes})
-
-
-def views_of(step, batch=BATCH, size=16):
-    generator = torch.Generator().manual_seed(step)
-    views = torch.randn(batch, 2, 3, size, size, generator=generator, dtype=torch.float64)
-    return views, torch.rand(batch, generator=generator)
-
-
-# One recipe a method: optimizer, warm-up and decay as its publication has them.
-RECIPES = {
-    "moco_v1": {"optimizer": "sgd", "decay_vectors": True, "weight_decay": 0.01, "learning_rate": 0.03},
-    "moco_v2": {"optimizer": "sgd", "decay_vectors": True, "weight_decay": 0.01, "learning_rate": 0.03},
-    "moco_v3": {"optimizer": "adamw", "decay_vectors": True, "weight_decay": 0.1, "learning_rate": 1e-2},
-    "byol": {"optimizer": "lars", "weight_decay": 0.01, "learning_rate": 0.5},
-    "barlow_twins": {"optimizer": "lars", "weight_decay": 0.01, "learning_rate": 0.2, "bias_learning_rate": 0.0048},
-}
+STEPS = 20
 
 
 @pytest.mark.parametrize("kind", ["resnet", "vit"])

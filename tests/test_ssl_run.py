@@ -82,7 +82,7 @@ def test_a_run_leaves_a_folder_that_explains_itself(finished):
     assert "logistic_regression" in rows(folder, "evaluation")[-1]["metrics"]
     assert any("hardly leave their start" in row["text"] for row in rows(folder, "warning"))
     page = (folder / "report.html").read_text()
-    for part in ("Frozen features", "Views", "Nearest neighbours", "Map", "Warnings", "MOCO_V2"):
+    for part in ("Frozen features", "Views", "Nearest neighbors", "Map", "Warnings", "MOCO_V2"):
         assert part in page, part
     assert "knn_20" in printed
 

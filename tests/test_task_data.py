@@ -9,8 +9,8 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from data_helpers import first, picture
 from PIL import Image
-from test_data import first, picture
 from transformers import BertTokenizerFast
 
 from albef_hf.data.arguments import DataArguments

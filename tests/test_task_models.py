@@ -5,8 +5,8 @@ from copy import deepcopy
 
 import pytest
 import torch
-from helpers import answers, tiny_batch, tiny_config, tiny_model, to_double
-from task_models import double, new, task_batch
+from helpers import answers, tiny_config, tiny_model, to_double
+from model_cases import double, each_question, new, task_batch
 
 from albef_hf import (
     AlbefForImageTextRetrieval,
@@ -67,16 +67,11 @@ def peaked() -> AlbefForQuestionAnswering:
     return model
 
 
-def test_a_batch_of_questions_equals_one_at_a_time():
+def test_the_loss_of_a_batch_is_the_mean_over_its_questions():
     model, batch = double(AlbefForQuestionAnswering), to_double(task_batch(AlbefForQuestionAnswering))
-    whole, total, first = model(**batch), 0.0, 0
-    for row, count in enumerate(batch["answers_per_question"].tolist()):
-        own = {key: batch[key][row : row + 1] for key in ("input_ids", "pixel_values", "attention_mask")}
-        own |= {key: value[first : first + count] for key, value in batch.items() if key.startswith("answer_")}
-        one = model(**own, answers_per_question=torch.tensor([count]))
-        torch.testing.assert_close(one.answer_logits, whole.answer_logits[first : first + count], atol=1e-12, rtol=0)
-        total, first = total + one.loss.item(), first + count
-    assert total / 4 == pytest.approx(whole.loss.item(), abs=1e-12)
+    whole = model(**batch)
+    losses = [model(**question).loss.item() for question, _ in each_question(batch, whole)]
+    assert sum(losses) / 4 == pytest.approx(whole.loss.item(), abs=1e-12)
 
 
 def test_the_loss_is_the_weighted_log_probability_of_the_answers():
@@ -213,13 +208,6 @@ def test_wrong_candidates_are_named():
 # -- classes ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [AlbefForVisualEntailment, AlbefForVisualReasoning])
-def test_a_batch_of_texts_equals_one_at_a_time(kind):
-    model, batch = double(kind), to_double(task_batch(kind))
-    rows = [model(**{key: value[row : row + 1] for key, value in batch.items()}).logits for row in range(4)]
-    torch.testing.assert_close(torch.cat(rows), model(**batch).logits, atol=1e-12, rtol=0)
-
-
 def test_classes_have_names_and_absent_labels_do_not_count():
     model = double(AlbefForVisualEntailment)
     assert model.config.id2label == {0: "contradiction", 1: "neutral", 2: "entailment"}
@@ -269,23 +257,15 @@ def test_two_images_are_told_apart_and_projected_once_for_a_pair_of_layers():
     torch.testing.assert_close(model.classifier(fused), logits, atol=1e-12, rtol=0)
 
 
-def test_several_texts_in_a_row_share_an_image():
-    text_model, batch = double(AlbefForVisualEntailment).albef.text_model, tiny_batch()
-    states = text_model.encode_text(batch["input_ids"], batch["attention_mask"])
-    tokens = torch.randn(2, 5, 24, dtype=torch.float64)
-    shared = text_model.fuse(states, batch["attention_mask"], text_model.project_image_tokens(tokens))
-    repeated = text_model.project_image_tokens(tokens.repeat_interleave(2, dim=0))
-    torch.testing.assert_close(text_model.fuse(states, batch["attention_mask"], repeated), shared, atol=1e-12, rtol=0)
-
-
 def test_text_assignment_draws_what_it_says():
     model, batch = double(AlbefForTextAssignment), to_double(task_batch(AlbefForTextAssignment))
     image_ids = torch.tensor([5, 5, 6, 8])
     generator, own, seen = torch.Generator().manual_seed(0), torch.arange(4), []
     for _ in range(100):
         batch["assignment_draws"] = torch.rand(4, 3, generator=generator)
-        image = model.albef.vision_model(batch["pixel_values"])
-        labels, first, second = model._draw(image, image_ids, batch["assignment_draws"])
+        with torch.no_grad():
+            output = model(**batch, image_ids=image_ids)
+        labels, first, second = output.labels, output.first_image_index, output.second_image_index
         assert (first != second).all()
         assert torch.equal(labels == 0, first == own) and torch.equal(labels == 1, second == own)
         for index, label in ((first, 0), (second, 1)):
@@ -302,22 +282,6 @@ def test_text_assignment_draws_what_it_says():
         batch["assignment_draws"][:, 0] = draw
         output = model(**batch, image_ids=torch.tensor([5, 5, 5, 8]))
         assert output.labels.tolist() == labels and output.loss.isfinite()
-
-
-def test_text_assignment_stands_two_images_before_a_text():
-    model, batch = double(AlbefForTextAssignment), to_double(task_batch(AlbefForTextAssignment))
-    output = model(**batch)
-    for row in range(4):
-        pictures = batch["pixel_values"][torch.stack([output.first_image_index[row], output.second_image_index[row]])]
-        alone = model(
-            input_ids=batch["input_ids"][[row, row]],
-            attention_mask=batch["attention_mask"][[row, row]],
-            pixel_values=pictures,
-            labels=torch.tensor([0, 0]),
-            first_image_index=torch.tensor([0, 0]),
-            second_image_index=torch.tensor([1, 1]),
-        )
-        torch.testing.assert_close(alone.logits[0], output.logits[row], atol=1e-12, rtol=0)
 
 
 ZERO, TEXTS = torch.zeros(4, dtype=torch.int64), "each image needs a text and each text an image"

@@ -1,0 +1,281 @@
+"""What every model class promises."""
+
+import inspect
+import json
+import re
+import sys
+from collections.abc import Iterator
+
+import pytest
+import torch
+from helpers import to_double
+from model_cases import CASES, TAUGHT, TRAINED, copies_equal_online, double, new, padded
+from transformers import dynamic_module_utils
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+import albef_hf
+from albef_hf.modeling_albef_decoder import AlbefAnswerDecoder
+from albef_hf.modeling_albef_loading import AlbefPreTrainedModel
+from albef_hf.modeling_albef_text import AlbefTextLayer
+from albef_hf.training.arguments import TrainingArguments
+from albef_hf.training.checkpoints import latest_checkpoint
+from albef_hf.training.loop import build_accelerator, train
+
+every_class = pytest.mark.parametrize("case", CASES, ids=str)
+every_trained_class = pytest.mark.parametrize("case", TRAINED, ids=str)
+every_taught_class = pytest.mark.parametrize("case", TAUGHT, ids=str)
+
+
+def test_every_public_class_is_here():
+    public = [getattr(albef_hf, name) for name in albef_hf.__all__]
+    models = {kind for kind in public if isinstance(kind, type) and issubclass(kind, AlbefPreTrainedModel)}
+    assert models == {case.kind for case in CASES} - {AlbefAnswerDecoder}
+
+
+# -- saving and loading -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A new model of a class and the folder it was saved in; both are made when first asked for. Not to be changed."""
+    made = {}
+
+    def of(case):
+        if case.kind not in made:
+            model, folder = new(case.kind).eval(), tmp_path_factory.mktemp("saved") / str(case)
+            model.save_pretrained(folder)
+            made[case.kind] = model, folder
+        return made[case.kind]
+
+    return of
+
+
+@every_class
+def test_save_and_load_give_equal_outputs(case, saved):
+    model, folder = saved(case)
+    # transformers builds on the meta device and fills in
+    loaded, report = case.kind.from_pretrained(folder, output_loading_info=True)
+    assert not any(report.values())
+    assert loaded.loading_report == "every weight was in the checkpoint"
+    assert not any(tensor.is_meta for tensor in loaded.state_dict().values())
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert {name for name, parameter in loaded.named_parameters() if not parameter.requires_grad} == frozen
+    loaded.eval()
+    if case.taught:  # teachers start equal on both sides
+        assert copies_equal_online(loaded)
+    if hasattr(model, "image_queue"):  # fresh queues are random
+        loaded.image_queue, loaded.text_queue = model.image_queue, model.text_queue
+    found, expected = loaded(**case.feed()).to_tuple(), model(**case.feed()).to_tuple()
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+
+
+@every_class
+def test_builds_on_the_meta_device(case):
+    config = double(case.kind).config
+    with torch.device("meta"):
+        empty = case.kind(config)
+    assert all(parameter.is_meta for parameter in empty.parameters())
+
+
+@pytest.fixture(scope="module")
+def modules_of_folders(tmp_path_factory):
+    """Where transformers copies the code of a folder to."""
+    place = str(tmp_path_factory.mktemp("modules"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", place)
+        patch.syspath_prepend(place)
+        yield
+    for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
+        del sys.modules[name]
+
+
+@every_class
+def test_a_folder_loads_from_its_own_code(case, saved, modules_of_folders):
+    model, folder = saved(case)
+    file = inspect.getmodule(case.kind).__name__.rpartition(".")[2]
+    theirs = get_class_from_dynamic_module(f"{file}.{case}", str(folder))
+    assert theirs is not case.kind and theirs.__module__.startswith("transformers_modules")
+    loaded = theirs.from_pretrained(folder).eval()
+    if hasattr(model, "image_queue"):  # fresh queues are random
+        loaded.image_queue, loaded.text_queue = model.image_queue, model.text_queue
+    one, other = model(**case.feed()).to_tuple(), loaded(**case.feed()).to_tuple()
+    for a, b in zip(one, other, strict=True):
+        assert torch.equal(a, b)
+
+
+# -- one step ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@every_class
+def test_two_runs_are_equal_and_change_nothing(case, training):
+    model = new(case.kind).train(training)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    one, other = model(**case.feed()), model(**case.feed())
+    case.objective(other).backward()
+    for a, b in zip(one.to_tuple(), other.to_tuple(), strict=True):
+        assert torch.equal(a, b)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@every_class
+def test_a_batch_equals_its_rows(case):
+    model, batch = double(case.kind), to_double(case.feed())
+    output = model(**batch)
+    field, seen = case.alone_output or case.output, set()
+    for part, rows in case.alone(batch, output):
+        torch.testing.assert_close(model(**part)[field], output[field][rows], atol=1e-12, rtol=0)
+        seen |= set(rows)
+    assert seen == set(range(len(output[field])))
+
+
+@every_class
+def test_padding_changes_nothing(case):
+    model = double(case.kind)
+    long, short = padded(case.kind, to_double(case.feed()))
+    one, other = model(**long), model(**short)
+    main = case.main(other)
+    torch.testing.assert_close(case.main(one)[:, : main.shape[1]], main, atol=1e-12, rtol=0)
+    if case.trains:
+        torch.testing.assert_close(other.loss, one.loss, atol=1e-12, rtol=0)
+
+
+@every_class
+def test_sdpa_equals_eager(case):
+    model, batch = double(case.kind), to_double(case.feed())
+    fused = model(**batch)
+    model.set_attn_implementation("eager")
+    eager = model(**batch)
+    # 1e-6: transformers' ViT takes its eager softmax in float32.
+    torch.testing.assert_close(case.main(eager), case.main(fused), atol=1e-6, rtol=0)
+    torch.testing.assert_close(case.objective(eager), case.objective(fused), atol=1e-6, rtol=0)
+
+
+@every_class
+def test_return_dict_false_gives_a_tuple(case):
+    model = new(case.kind).eval()
+    output = model(**case.feed(), return_dict=False)
+    assert isinstance(output, tuple) and (output[0].dim() == 0) == case.trains
+    for one, other in zip(output, model(**case.feed()).to_tuple(), strict=True):
+        assert torch.equal(one, other)
+
+
+@every_class
+def test_every_trainable_parameter_receives_a_gradient_and_moves(case):
+    model = new(case.kind)
+    reached = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and not (case.unreached and re.search(case.unreached, name))
+    }
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-3)
+    for seed in range(3):  # three batches: every word and position is met by the optimizer's first moments
+        case.objective(model(**case.feed(seed))).backward()
+        assert all(parameter.grad is not None for parameter in reached.values())
+        optimizer.step()
+    still = {name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])}
+    assert still == before.keys() - reached.keys()
+
+
+@every_class
+def test_gradient_checkpointing_computes_layers_again_and_changes_nothing(case):
+    gradients, calls = [], []
+    for checkpointing in (False, True):
+        model = double(case.kind).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        count = []
+        for layer in model.modules():
+            if isinstance(layer, AlbefTextLayer):
+                layer.attention.register_forward_pre_hook(lambda *_, count=count: count.append(1))
+        case.objective(model(**to_double(case.feed()))).backward()
+        gradients.append([p.grad for p in model.parameters() if p.requires_grad])
+        calls.append(len(count))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-12, rtol=0)
+    assert calls[1] > calls[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+@every_class
+def test_half_precision_keeps_losses_in_full_precision(case, dtype):
+    model = new(case.kind)
+    with torch.autocast("cpu", dtype=dtype):
+        output = model(**case.feed())
+    reference = model(**case.feed())
+    for name, tensor in output.items():
+        if tensor.is_floating_point():
+            assert tensor.dtype == torch.float32, name
+    for name in (name for name in output if name.startswith("loss")):
+        torch.testing.assert_close(output[name], reference[name], atol=0.05, rtol=0.02)
+    case.objective(output).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+# -- training ---------------------------------------------------------------------------------------------------------
+
+
+@every_taught_class
+def test_alpha_weighs_the_teacher(case):
+    model = new(case.kind).eval()
+    with torch.no_grad():
+        for parameter in model.momentum_copy.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    hard, half, soft = (model(**case.feed(), alpha=alpha).loss.item() for alpha in (0.0, 0.5, 1.0))
+    assert half == pytest.approx((hard + soft) / 2, rel=1e-5) and abs(hard - soft) > 1e-5
+    assert model(**case.feed()).loss.item() == pytest.approx(hard + 0.4 * (soft - hard), rel=1e-5)
+    ramp = [model.schedules(10, 100)["alpha"][step] for step in (0, 5, 10, 99)]
+    assert ramp == pytest.approx([0.0, 0.2, 0.4, 0.4])
+
+
+@pytest.mark.parametrize("case", [case for case in TRAINED if not case.taught], ids=str)
+def test_without_a_teacher_there_is_no_alpha(case):
+    model = new(case.kind).eval()
+    assert model.schedules(10, 100) == {}
+    assert torch.equal(model(**case.feed(), alpha=0.0).loss, model(**case.feed(), alpha=1.0).loss)
+
+
+@every_trained_class
+def test_losses_start_near_chance(case):
+    model = new(case.kind).eval()
+    output = model(**case.feed(), alpha=0.0)
+    for name, value in model.chance_losses(4).items():
+        if name != "loss_itc":  # three rows share a target or have two
+            assert output[name].item() == pytest.approx(value, rel=0.15), name
+
+
+class Batches:
+    """Training data of one kind of batch."""
+
+    batch_size, rows, steps_per_epoch = 4, 16, 4
+
+    def __init__(self, case) -> None:
+        self.case = case
+
+    def batches(self, start: int = 0) -> Iterator[dict]:
+        while True:
+            yield {**self.case.feed(start), "rejected": []}
+            start += 1
+
+    def to_device(self, batch: dict, device: torch.device) -> dict:
+        return batch
+
+
+@every_trained_class
+def test_the_loop_trains_saves_and_resumes(case, tmp_path):
+    models = []
+    for name, steps in (("straight", (4,)), ("resumed", (2, 4))):
+        (tmp_path / name).mkdir()
+        for stop in steps:
+            arguments = TrainingArguments(
+                output_dir=str(tmp_path / name), batch_size=4, max_steps=stop, log_every=1, save_every=2, resume=True
+            )
+            model = train(new(case.kind), Batches(case), arguments, build_accelerator(arguments))
+        models.append(model.state_dict())
+    assert latest_checkpoint(tmp_path / "straight" / "checkpoints").name == "step-00000004"
+    for key, tensor in models[0].items():
+        assert torch.equal(tensor, models[1][key]), key
+    rows = [json.loads(line) for line in (tmp_path / "straight" / "log.jsonl").read_text().splitlines()]
+    assert [any("accuracy" in name for name in row) for row in rows if row["kind"] == "train"] == [True] * 4
