@@ -198,11 +198,7 @@ def _to_gray(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def _change_rows(pixels: torch.Tensor, wanted: torch.Tensor, numbers: torch.Tensor, change: RowChange) -> None:
-    """Apply `change` to some pictures of a batch, in place.
-
-    Args:
-        wanted, numbers: (n,), on the CPU, so that the wanted pictures are known without waiting for the device.
-    """
+    """Apply `change` to some pictures of a batch, in place. wanted, numbers: (n,), on the CPU."""
     index = wanted.nonzero().squeeze(1)
     if len(index):
         amounts = numbers[index].to(pixels.device, pixels.dtype, non_blocking=True)
@@ -212,21 +208,17 @@ def _change_rows(pixels: torch.Tensor, wanted: torch.Tensor, numbers: torch.Tens
 
 def _turn_hue(pixels: torch.Tensor, shift: torch.Tensor, saturation: torch.Tensor | None = None) -> torch.Tensor:
     """Rotate the hue by `shift` full turns and multiply the saturation, both (n,), of pictures (n, 3, h, w)."""
-    value, lowest = pixels.amax(1), pixels.amin(1)
-    chroma = value - lowest
+    value, (red, green, blue) = pixels.amax(1), pixels.unbind(1)
+    chroma = value - pixels.amin(1)
     safe = chroma.clamp(min=1e-12)
-    red, green, blue = pixels.unbind(1)
     sector = torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe)
     sector = torch.where(value == red, (green - blue) / safe, sector)
     hue = torch.where(chroma == 0, 0.0, sector) + 6 * shift[:, None, None]
     if saturation is not None:
         chroma = torch.minimum(chroma * saturation[:, None, None], value)
     # Each channel as value - chroma * f(hue), f a trapezoid of period 6.
-    channels = []
-    for start in (5.0, 3.0, 1.0):
-        position = (hue + start) % 6
-        channels.append(value - chroma * torch.minimum(position, 4 - position).clamp(0, 1))
-    return torch.stack(channels, dim=1)
+    sixths = [(hue + start) % 6 for start in (5.0, 3.0, 1.0)]
+    return torch.stack([value - chroma * torch.minimum(x, 4 - x).clamp(0, 1) for x in sixths], dim=1)
 
 
 def _strengthen(pixels: torch.Tensor, saturation: torch.Tensor) -> torch.Tensor:
@@ -235,11 +227,10 @@ def _strengthen(pixels: torch.Tensor, saturation: torch.Tensor) -> torch.Tensor:
 
 
 def _change_colors(pixels: torch.Tensor, numbers: torch.Tensor, additive: bool) -> torch.Tensor:
-    """Change brightness, contrast, saturation and hue, of each picture in its own order. numbers: (n, 13), on the CPU.
+    """Change brightness, contrast, saturation and hue, of each picture in its own order.
 
-    The first three multiply a picture and then add a number, the mean of its gray, or its gray. So each of the four
-    positions of the order is one pass over the whole batch, whichever of the three each picture needs there. Only hue
-    (and BYOL's saturation) works on selected pictures.
+    The first three multiply a picture and add a number, the mean of its gray, or its gray. So each position of the
+    order is one pass over the whole batch; only hue (and BYOL's saturation) works on selected pictures.
     """
     operations = numbers[:, ORDER].long()  # (n, 4): the operation at each position
     factors = numbers[:, [BRIGHTNESS, CONTRAST, SATURATION, HUE]].gather(1, operations)
@@ -290,16 +281,10 @@ def gaussian_blur(pixels: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
 
 
 def augment_tensors(pixels: torch.Tensor, numbers: torch.Tensor, additive: bool = False) -> torch.Tensor:
-    """Augment a batch of crops by their numbers.
+    """Augment a batch of crops (n, channels, h, w) in 0 .. 1, on any device, by their numbers (n, 13) of `draw_view`.
 
-    Args:
-        pixels: (n, channels, h, w) in 0 .. 1, on any device. Pictures without three channels keep their saturation and
-            hue, and their gray is the mean over the channels.
-        numbers: (n, 13) of `draw_view`, on the CPU, so that the operations of each picture are known without waiting
-            for the device.
-        additive: see `ViewRecipe`.
-
-    Returns: a new tensor of the same shape.
+    The numbers are on the CPU, so that it is known without waiting for the device what each picture needs. Pictures
+    without three channels keep saturation and hue, and their gray is the mean over channels. additive: `ViewRecipe`.
     """
     changes: dict[int, RowChange] = {
         FLIP: lambda rows, _: rows.flip(3),
@@ -318,8 +303,7 @@ def augment_tensors(pixels: torch.Tensor, numbers: torch.Tensor, additive: bool 
 
 def normalize_pixels(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     """(..., channels, h, w) in 0 .. 1 -> (pixels - mean) / std, channel by channel."""
-    average = torch.tensor(mean, device=pixels.device, dtype=pixels.dtype)[:, None, None]
-    deviation = torch.tensor(std, device=pixels.device, dtype=pixels.dtype)[:, None, None]
+    average, deviation = (pixels.new_tensor(values)[:, None, None] for values in (mean, std))
     return (pixels - average) / deviation
 
 

@@ -88,11 +88,9 @@ class TwoViewCollator(Collator):
     def to_device(self, batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
         pixels = batch["crops"].to(device, non_blocking=True).float() / 255
         if not self.pillow:
-            views = [
-                augment_tensors(pixels[:, view], batch["numbers"][:, view], recipe.additive)
-                for view, recipe in enumerate(self.recipes)
-            ]
-            pixels = torch.stack(views, dim=1)
+            numbers = batch["numbers"].unbind(1)
+            views = zip(pixels.unbind(1), numbers, self.recipes, strict=True)
+            pixels = torch.stack([augment_tensors(view, own, recipe.additive) for view, own, recipe in views], dim=1)
         # Order is all that counts, and 32 bits hold it on every device.
         ranks = batch["shuffle_draws"].float().to(device, non_blocking=True)
         return {"views": normalize_pixels(pixels, self.mean, self.std), "shuffle_draws": ranks}

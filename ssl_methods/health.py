@@ -21,28 +21,25 @@ def effective_rank(features: torch.Tensor) -> torch.Tensor:
 
 
 def uniformity(projections: torch.Tensor) -> torch.Tensor:
-    """log of the mean of exp(-2 ||a - b||^2) over all pairs (Wang and Isola 2020, section 4.1): 0 where all are equal,
-    about -4 on a sphere of many dimensions. projections: (batch, dim)."""
+    """log of the mean of exp(-2 ||a - b||^2) over all pairs of projections (batch, dim): 0 where all are equal, about
+    -4 on a sphere of many dimensions (Wang and Isola 2020, section 4.1)."""
     rows = unit_vectors(projections)
-    similarity = rows @ rows.T
     others = ~torch.eye(len(rows), dtype=torch.bool, device=rows.device)
-    return torch.exp(4 * similarity - 4).masked_fill(~others, 0).sum().div(others.sum()).log()
+    return torch.exp(4 * (rows @ rows.T) - 4).masked_fill(~others, 0).sum().div(others.sum()).log()
 
 
 def pair_statistics(queries: torch.Tensor, keys: torch.Tensor) -> dict[str, torch.Tensor]:
     """Mean cosines of positive and negative pairs, mean squared distance of positives (2 - 2 cos), share of queries
     whose nearest key is their own. queries, keys: (batch, dim); row i of both comes from one image."""
     similarity = unit_vectors(queries) @ unit_vectors(keys).T
-    n = len(similarity)
-    own = similarity.diagonal()
-    others = (similarity.sum() - own.sum()) / max(1, n * (n - 1))
+    n, own = len(similarity), similarity.diagonal()
     # Where all keys are equal every key is a nearest one: a right answer must be alone.
-    strictly = (similarity >= own[:, None]).sum(1) == 1
+    alone = (similarity >= own[:, None]).sum(1) == 1
     return {
         "positive_similarity": own.mean(),
-        "negative_similarity": others,
+        "negative_similarity": (similarity.sum() - own.sum()) / max(1, n * (n - 1)),
         "alignment": 2 - 2 * own.mean(),
-        "contrastive_accuracy": strictly.float().mean(),
+        "contrastive_accuracy": alone.float().mean(),
     }
 
 

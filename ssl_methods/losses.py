@@ -11,11 +11,8 @@ def queue_contrastive_loss(
 ) -> torch.Tensor:
     """InfoNCE of each query against its own key and the keys of earlier batches (MoCo, equation 1).
 
-    Args:
-        queries, keys: (batch, dim), of length 1; row i of both comes from one image.
-        queue: (size, dim), of length 1, without the keys of this batch.
-
-    Returns: scalar. ln(size + 1) where all similarities are equal.
+    queries, keys: (batch, dim) unit vectors, row i of both from one image; queue: (size, dim), without these keys.
+    Returns: scalar, ln(size + 1) where all similarities are equal.
     """
     positive = (queries * keys).sum(1, keepdim=True)
     logits = torch.cat([positive, queries @ queue.T], dim=1) / temperature

@@ -49,9 +49,8 @@ class SplitBatchNorm(nn.BatchNorm2d):
         # Part p of channel c becomes a channel of its own: (n / splits, splits * channels, height, width).
         parts = features.view(self.splits, n // self.splits, channels, height, width).transpose(0, 1)
         parts = parts.reshape(n // self.splits, self.splits * channels, height, width)
-        tracking = self.track_running_stats
-        mean = self.running_mean.repeat(self.splits) if tracking else None  # type: ignore[union-attr]
-        variance = self.running_var.repeat(self.splits) if tracking else None  # type: ignore[union-attr]
+        running = (self.running_mean, self.running_var) if self.track_running_stats else (None, None)
+        mean, variance = (None if each is None else each.repeat(self.splits) for each in running)
         weight, bias = self.weight.repeat(self.splits), self.bias.repeat(self.splits)
         rate = 0.1 if self.momentum is None else self.momentum
         out = nn.functional.batch_norm(parts, mean, variance, weight, bias, True, rate, self.eps)
