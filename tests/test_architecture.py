@@ -6,10 +6,12 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers import tiny_config
 from torch import nn
+from transformers import ResNetConfig
 
 from albef_hf import AlbefForPreTraining
 from albef_hf.remote_code import FILES
@@ -17,6 +19,8 @@ from albef_hf.training.arguments import TrainingArguments
 from albef_hf.training.loop import build_accelerator, train
 from albef_hf.vision_backbone import VisionBackbone
 from ssl_methods import METHODS
+from ssl_methods.augment import draw_view, view_recipes
+from ssl_methods.data import TwoViewCollator
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("albef_hf", "ssl_methods")
@@ -134,19 +138,16 @@ class OneBatch:
 
     batch_size, steps_per_epoch, rows = 4, 10, 40
 
-    def __init__(self, batch: dict, after) -> None:
-        self.batch, self.after = batch, after
+    def __init__(self, batch: dict, after, to_device) -> None:
+        self.batch, self.after, self.to_device = batch, after, to_device
 
     def batches(self, start: int = 0):
         for number in itertools.count(start):
             self.after(number)
             yield {**self.batch, "rejected": []}
 
-    def to_device(self, batch: dict, device: torch.device) -> dict:
-        return batch
 
-
-def followed(method: nn.Module, batch: dict, folder: Path) -> dict[str, int]:
+def followed(method: nn.Module, batch: dict, folder: Path, to_device=lambda batch, device: batch) -> dict[str, int]:
     """Lines of the functions of ours that one step of training calls, by file; those that read data left out."""
     used: dict[str, set[int]] = {}
 
@@ -158,7 +159,7 @@ def followed(method: nn.Module, batch: dict, folder: Path) -> dict[str, int]:
     arguments = TrainingArguments(
         output_dir=str(folder), max_steps=3, batch_size=4, log_every=3, save_every=3, report_to="none", warmup_steps=1
     )
-    data = OneBatch(batch, lambda number: sys.setprofile(note if number == 1 else None))
+    data = OneBatch(batch, lambda number: sys.setprofile(note if number == 1 else None), to_device)
     try:
         train(method, data, arguments, build_accelerator(arguments))
     finally:
@@ -202,13 +203,20 @@ def test_a_step_of_albef_is_followed_in_600_lines_and_7_files(tmp_path):
 
 
 def test_a_step_of_moco_is_followed_in_350_lines(tmp_path):
-    from transformers import ResNetConfig
-
+    """With the colors that are changed on the device, as `configs/digits_moco_v2.yaml` changes them."""
     config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
     method = METHODS["moco_v2"](VisionBackbone(config, "mean"), queue_size=8, batch_norm_splits=2)
-    batch = {"views": torch.randn(4, 2, 3, 32, 32), "shuffle_draws": torch.rand(4)}
-    lines = followed(method, batch, tmp_path)
-    assert sum(lines.values()) <= 350, lines
+    recipes = view_recipes("moco_v2", blur=0.0, flip=0.0, gray=0.5)
+    generator = np.random.default_rng(0)
+    numbers = [[draw_view(recipe, generator) for recipe in recipes] for _ in range(4)]
+    batch = {
+        "crops": torch.randint(256, (4, 2, 3, 32, 32), dtype=torch.uint8),
+        "numbers": torch.tensor(np.array(numbers)).float(),
+        "shuffle_draws": torch.rand(4),
+    }
+    collator = TwoViewCollator(recipes, (0.5,) * 3, (0.25,) * 3, pillow=False)
+    lines = followed(method, batch, tmp_path, collator.to_device)
+    assert "ssl_methods/augment.py" in lines and sum(lines.values()) <= 350, lines
 
 
 @pytest.mark.parametrize("name", list(METHODS))
