@@ -118,7 +118,7 @@ def test_code_names_of_a_folder_are_not_followed_where_the_package_is_there(fold
 def test_a_configuration_of_another_model_is_an_error(folder, model_type):
     config = {} if model_type is None else {"model_type": model_type}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=f"config.json is of a model of type {model_type!r}"):
+    with pytest.raises(ValueError, match=f"config.json is for a model of type {model_type!r}"):
         AlbefForPreTraining.from_pretrained(folder)
     (folder / "config.json").unlink()
     with pytest.raises(ValueError, match="config.json is missing"):
