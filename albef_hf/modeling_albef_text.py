@@ -283,8 +283,8 @@ class AlbefTextModel(RepeatsFusionLayers, AlbefPreTrainedModel):
         encoder_hidden_states: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPoolingAndCrossAttentions:
-        """Encode texts, and fuse them with image tokens if `encoder_hidden_states` are given. These are (batch, tokens,
-        width), or (batch, images, tokens, width) where a text has several images.
+        """Encode texts; fuse them with image tokens if `encoder_hidden_states` are given: (batch, tokens, width), or
+        (batch, images, tokens, width) where a text has several images.
 
         Attention maps (`output_attentions=True`) need `attn_implementation="eager"`.
         """
