@@ -164,7 +164,7 @@ def test_the_best_weights_survive_worse_ones(tmp_path):
         ("retrieval", {"chosen_by": "reranked_mean_recal"}, "did you mean 'reranked_mean_recall'"),
         ("grounding", {"columns": "{box: bboxes}"}, "no column 'bboxes'; did you mean 'bbox'"),
         ("retrieval", {"dataset": "./missing.json"}, "no such file: ./missing.json"),
-        ("retrieval", {"model_path": "runs/nowhere/model"}, "'runs/nowhere/model' is neither a model folder nor found on the Hub"),
+        ("retrieval", {"model_path": "runs/nowhere/model"}, "'runs/nowhere/model' is neither a model folder"),
         ("question_answering", {"answer_list": "nowhere.json"}, "nowhere.json is not an answer list"),
     ],
 )

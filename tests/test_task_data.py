@@ -139,9 +139,9 @@ def test_captions_are_padded_to_the_full_length_where_ranks_must_agree(lists, pr
 def test_rows_that_could_not_choose_weights_are_refused_before_training(lists, processor):
     questions = rows_of(lists, "question_answering").remove_columns("answers")
     TASKS["question_answering"](processor).check_rows(questions, "test", chooses=False)  # a server has the answers
-    with pytest.raises(ValueError, match="validation has no answers to compare with: say which column"):
+    with pytest.raises(ValueError, match="validation has no answers to compare with: name their column"):
         TASKS["question_answering"](processor).check_rows(questions, "validation", chooses=True)
-    with pytest.raises(ValueError, match="test has no boxes to compare with: say which column"):
+    with pytest.raises(ValueError, match="test has no boxes to compare with: name their column"):
         TASKS["grounding"](processor).check_rows(questions, "test", chooses=False)
 
 
@@ -240,7 +240,7 @@ def test_the_answer_list_is_the_most_frequent_answers(tmp_path, lists):
     path.write_text('["a", "b"]')
     assert read_answer_list(path) == ["a", "b"]
     for text, message in (
-        ('["a", "a"]', "answer 1: 'a' is there twice"),
+        ('["a", "a"]', "answer 1: 'a' occurs twice"),
         ('["a", ""]', "answer 1: ''"),
         ("{}", "JSON list"),
     ):
