@@ -2,8 +2,8 @@
 
 python scripts/run_emoji_tasks.py --model runs/emoji/model --seeds 1 2 3
 
-Each run has its run folder under `--output_dir`. Finished runs are not repeated. The table has a row for every test of a
-config, measured with the weights that validation chose. Flags after `--` go to every run: `-- --max_steps 50`.
+Each run has its run folder under `--output_dir`. Finished runs are not repeated. The table has a row for every test of
+a config, measured with the weights that validation chose. Flags after `--` go to every run: `-- --max_steps 50`.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Every downstream task through its script: a run, its folder, resuming, evaluating what was saved, and its errors."""
+"""Every downstream task through its script: a run, its folder, resuming, evaluating the saved model, and errors."""
 
 import csv
 import json
@@ -31,7 +31,7 @@ def script(task):
 
 @pytest.fixture(scope="module")
 def finished(configs, tmp_path_factory):
-    """The run folder of a task; each is made when it is first asked for."""
+    """The finished run folder of a task; each is made when it is first needed."""
     made = {}
 
     def folder_of(task):

@@ -1,4 +1,4 @@
-"""Model folders by a hostile or careless hand: an error that names the file, and nothing is run."""
+"""Malicious or damaged model folders: an error names the file, and no code is run."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def test_no_file_of_a_model_is_unpickled(folder, slot, tmp_path):
         with pytest.raises((ValueError, OSError), match=named):
             model_class.from_pretrained(folder)
     assert not mark.exists()
-    # The payload is one: whoever does unpickle it runs it.
+    # The file is malicious: unpickling it does run its code.
     pickle.loads(pickle.dumps(Payload(mark)))
     assert mark.exists()
 

@@ -1,4 +1,4 @@
-"""Data of the downstream tasks: published lists and Hub columns in, model arguments out, errors that name the row."""
+"""Data of the downstream tasks: from published lists and Hub data sets to model arguments; errors name the row."""
 
 import importlib.util
 import json
@@ -299,7 +299,7 @@ def test_karpathy_splits(tmp_path):
 
 
 def test_grounding_sees_the_whole_picture_and_other_tasks_a_crop(processor):
-    """A picture whose edge is red: only without a crop is the edge always there."""
+    """A picture with a red edge: only without a crop is the edge always visible."""
     pixels = np.zeros((32, 32, 3), dtype=np.uint8)
     pixels[:, :2] = pixels[:, -2:] = (255, 0, 0)
     image = Image.fromarray(pixels)

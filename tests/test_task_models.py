@@ -1,4 +1,4 @@
-"""What each model of a downstream task does that the others do not."""
+"""What only one of the models of downstream tasks does."""
 
 import math
 from copy import deepcopy
@@ -58,7 +58,7 @@ def questions() -> dict:
 
 
 def peaked() -> AlbefForQuestionAnswering:
-    """A model with opinions: at random initialisation all words are almost equally likely."""
+    """A model with clear preferences: right after initialization all words are almost equally likely."""
     model = double(AlbefForQuestionAnswering)
     torch.manual_seed(3)
     with torch.no_grad():
@@ -277,7 +277,7 @@ def test_text_assignment_draws_what_it_says():
     drawn = model(**batch, image_ids=image_ids)
     given = {name: drawn[name] for name in ("labels", "first_image_index", "second_image_index")}
     torch.testing.assert_close(model(**{**batch, **given}).loss, drawn.loss)
-    # Three images of one id have one other image, and so no two to stand before.
+    # Each of three images with one id has only one other image, but two are needed.
     for draw, labels in ((0.1, [-100, -100, -100, 2]), (0.5, [1, 1, 1, 1]), (0.9, [0, 0, 0, 0])):
         batch["assignment_draws"][:, 0] = draw
         output = model(**batch, image_ids=torch.tensor([5, 5, 5, 8]))

@@ -1,4 +1,4 @@
-"""Models of the downstream tasks as they start: from another folder, for larger pictures, or from scratch."""
+"""How models of the downstream tasks start: from another folder, for larger pictures, or from scratch."""
 
 import pytest
 import torch
