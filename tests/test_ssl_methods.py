@@ -226,7 +226,7 @@ def test_forward_changes_no_state_but_running_statistics():
 
 @pytest.mark.parametrize("name", list(METHODS))
 def test_chunks_give_the_gradients_of_the_whole_batch(name):
-    """On a backbone without batch normalisation. The heads normalize over the whole batch all the same."""
+    """On a backbone without batch normalization. The heads normalize over the whole batch all the same."""
     whole = tiny_method(name, "vit").double().train()
     parts = copy.deepcopy(whole)
     parts.chunk_size = 4
