@@ -258,7 +258,7 @@ def test_the_script_builds_an_answer_list(lists, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["x", source, source, "--minimum", "40", "--output", str(output)])
     script.main()
     assert read_answer_list(output) == ["cat"]  # 84 times; "two dog" was given 36 times
-    assert "1 answers, which answer 100.00% of questions" in capsys.readouterr().out
+    assert "1 answers, which cover 100.00% of questions" in capsys.readouterr().out
     monkeypatch.setattr("sys.argv", ["x", source, "--minimum", "100", "--output", str(output)])
     with pytest.raises(ValueError, match="no answer was given 100 times"):
         script.main()
