@@ -1,4 +1,4 @@
-"""ALBEF and the image-only methods it grew from, in the Hugging Face ecosystem."""
+"""ALBEF in the Hugging Face ecosystem. Importing this package registers its models with the Auto classes."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +46,7 @@ AutoProcessor.register(AlbefConfig, AlbefProcessor, exist_ok=True)
 
 
 def __getattr__(name: str) -> Any:
-    """The retriever is imported when it is asked for: it brings `datasets` along."""
+    """Import the retriever only when it is asked for, since it needs `datasets`."""
     if name == "AlbefRetriever":
         from .inference.retriever import AlbefRetriever
 

@@ -13,8 +13,8 @@ BERT_VOCABULARY = 30522
 SAME_ID_POLICIES = ("negative", "mask", "positive")
 
 
-def _refuse_misspelt_fields(config: PreTrainedConfig, extra: dict[str, Any]) -> None:
-    """`PreTrainedConfig` stores unknown names without a word; a name that looks like one of our fields is a typo."""
+def _refuse_misspelled_fields(config: PreTrainedConfig, extra: dict[str, Any]) -> None:
+    """Raise a ValueError for a name that resembles one of our fields: `PreTrainedConfig` would store it in silence."""
     known = set(type(config).__annotations__)
     base = set(PreTrainedConfig.__annotations__) | set(dir(PreTrainedConfig))
     for name in extra:
@@ -30,19 +30,22 @@ def _require(condition: bool, message: str) -> None:
 
 @strict
 class AlbefTextConfig(SavesCode, PreTrainedConfig):  # type: ignore[misc]
-    """The text and fusion halves: BERT's fields, and where the text encoder ends and fusion begins.
+    """Configuration of the text encoder and the fusion encoder: BERT's fields, and the layer at which fusion begins.
 
     Layers `0 .. fusion_layer - 1` are the text encoder; layers `fusion_layer .. num_hidden_layers - 1` are the fusion
     encoder and carry cross-attention to the image (paper, figure 1 and section 3.1).
 
     Args:
         fusion_layer: index of the first layer with cross-attention.
-        encoder_hidden_size: width of the image tokens the fusion layers attend to; taken from the vision backbone
-            when left out.
-        images_per_text: 2 where each text is read with two images: every fusion layer of the original then stands
-            twice in `num_hidden_layers` (section 5, "NLVR"). `AlbefForVisualReasoning` sets it.
-        bos_token_id, eos_token_id: what a generated answer begins and ends with: the tokenizer's [CLS] and [SEP].
-            101 and 102 for BERT's English vocabulary, which is told by its 30,522 tokens.
+        encoder_hidden_size: width of the image tokens that the fusion layers attend to; the vision backbone's where
+            left out.
+        images_per_text: how many images each text is read with. With 2, `num_hidden_layers` counts every fusion layer
+            twice, once for each image (section 5, "NLVR"); the models for two images set it.
+        bos_token_id, eos_token_id: tokens that a generated answer begins and ends with, the tokenizer's [CLS] and
+            [SEP]. Where both are left out and `vocab_size` is that of BERT's English vocabulary, 101 and 102.
+
+    Raises:
+        ValueError: a field is misspelled or out of range.
     """
 
     model_type = "albef_text"
@@ -69,7 +72,7 @@ class AlbefTextConfig(SavesCode, PreTrainedConfig):  # type: ignore[misc]
     images_per_text: int = 1
 
     def __post_init__(self, **kwargs: Any) -> None:
-        _refuse_misspelt_fields(self, kwargs)
+        _refuse_misspelled_fields(self, kwargs)
         if self.vocab_size == BERT_VOCABULARY and self.bos_token_id is None and self.eos_token_id is None:
             self.bos_token_id, self.eos_token_id = 101, 102
         _require(
@@ -79,7 +82,7 @@ class AlbefTextConfig(SavesCode, PreTrainedConfig):  # type: ignore[misc]
         )
         _require(
             self.images_per_text >= 1 and (self.num_hidden_layers - self.fusion_layer) % self.images_per_text == 0,
-            f"the {self.num_hidden_layers - self.fusion_layer} fusion layers cannot be shared out between "
+            f"the {self.num_hidden_layers - self.fusion_layer} fusion layers cannot be divided among "
             f"images_per_text = {self.images_per_text} images",
         )
         _require(
@@ -94,25 +97,29 @@ class AlbefConfig(SavesCode, PreTrainedConfig):
     """Configuration of every ALBEF model.
 
     Args:
-        vision_config: any configuration `AutoModel` can build, or a dict with its `model_type`; ViT-B/16 at 256 pixels
-            by default (paper, section 3.1).
-        text_config: an `AlbefTextConfig` or its dict.
-        vision_pooling: `cls`, `mean` or `pooler`: which vector of the backbone stands for the whole image.
+        vision_config: a configuration of any vision model that `AutoModel` builds, or a dict of its fields with
+            `model_type`; ViT-B/16 at 256 pixels by default (paper, sections 3.1 and 3.5).
+        text_config: an `AlbefTextConfig` or a dict of its fields.
+        vision_pooling: `cls`, `mean` or `pooler`: which vector represents the whole image, see `VisionBackbone`.
         projection_dim: width of the contrastive space (256; section 3.2).
         queue_size: keys kept per modality (65,536; section 3.5); 0 for in-batch negatives only.
         momentum: weight of the old value in the momentum copies (0.995; section 3.5).
-        temperature: start of the learned temperature, by which similarities are divided (0.07; equation 1).
-        temperature_minimum, temperature_maximum: the learned temperature is kept inside (published code).
-        alpha: weight of the momentum copy's soft targets (0.4; equations 6 and 7).
-        alpha_ramp_epochs: alpha grows linearly from 0 over this many epochs (1 in the published code).
-        same_image, same_caption: what a *different* pair with the same image id, or the same caption id, is to the
-            contrastive loss: `negative` (as published for pre-training), `mask` (left out), or `positive` (shares the
-            target, as published for retrieval fine-tuning, where `AlbefForImageTextRetrieval` always treats the same
-            image so). With `mask` and `positive` it is never a hard negative.
-        published_defects: do as the published fine-tuning code does where it has a known defect: the temperature is
-            not kept inside its bounds when retrieval is fine-tuned, and ranking answers counts their first token
-            twice. Read under its old name `published` too.
-        gather_negatives: in-batch keys and hard negatives are drawn over all ranks, not within each (published: each).
+        temperature: initial value of the learned temperature that similarities are divided by (0.07; equation 1).
+        temperature_minimum, temperature_maximum: bounds of the learned temperature (published code).
+        alpha: weight of the momentum copies' soft targets (0.4; equations 6 and 7); 0: no distillation.
+        alpha_ramp_epochs: alpha grows linearly from 0 over this many epochs (1 in the published code); 0: no ramp.
+        same_image, same_caption: how another pair with the same image id, or with the same caption id, is treated.
+            `negative` (published for pre-training); `mask`: left out of the contrastive loss; `positive`: it shares
+            the target (published for retrieval: `AlbefForImageTextRetrieval` always treats the same image so). With
+            `mask` and `positive` it is never a hard negative either.
+        published_defects: reproduce known defects of the published fine-tuning code: retrieval does not bound the
+            temperature, and ranking counts an answer's first token twice. The field's former name `published` is
+            read too.
+        gather_negatives: take in-batch keys and hard negatives from the batches of all ranks, instead of each rank's
+            own batch (published).
+
+    Raises:
+        ValueError: a field is misspelled or out of range.
     """
 
     model_type = "albef"
@@ -138,7 +145,7 @@ class AlbefConfig(SavesCode, PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if "published" in kwargs:  # the name of this field in older folders
             self.published_defects = bool(kwargs.pop("published"))
-        _refuse_misspelt_fields(self, kwargs)
+        _refuse_misspelled_fields(self, kwargs)
         if self.vision_config is None:
             self.vision_config = AutoConfig.for_model("vit", image_size=256, layer_norm_eps=1e-6)
         elif isinstance(self.vision_config, dict):
@@ -169,7 +176,7 @@ class AlbefConfig(SavesCode, PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> Any:
-        """As in transformers, with the code, and without the folders that the encoders once came from."""
+        """Save as in transformers and add the code. Paths that the encoders were loaded from are left out."""
         for part in (self.vision_config, self.text_config):
             part._name_or_path = ""
         return super().save_pretrained(save_directory, push_to_hub, **kwargs)

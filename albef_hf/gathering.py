@@ -1,4 +1,4 @@
-"""Rows of all ranks, in rank order. Without a process group each function returns its input."""
+"""Gathering and reducing across ranks. Without a process group there is one rank, and tensors stay as they are."""
 
 import torch
 import torch.distributed as dist
@@ -14,7 +14,7 @@ def rank() -> int:
 
 @torch.no_grad()
 def gather_rows(rows: torch.Tensor) -> torch.Tensor:
-    """(n, ...) on every rank -> (ranks * n, ...), without gradient. Every rank must hold the same n."""
+    """(n, ...) on every rank -> (ranks * n, ...) in rank order, without gradient. n must be equal on all ranks."""
     if world_size() == 1:
         return rows
     gathered = rows.new_empty((world_size() * rows.shape[0], *rows.shape[1:]))
@@ -23,7 +23,7 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor:
 
 
 class _GatherRows(torch.autograd.Function):
-    """The gradient of a gathered row is the sum over ranks of what each rank's loss says about it."""
+    """The gradient of a row is the sum of its gradients from the losses of all ranks."""
 
     @staticmethod
     def forward(context, rows: torch.Tensor) -> torch.Tensor:
@@ -38,17 +38,17 @@ class _GatherRows(torch.autograd.Function):
 
 
 def gather_rows_with_gradient(rows: torch.Tensor) -> torch.Tensor:
-    """As `gather_rows`, and gradients flow back to the rank each row came from.
+    """Like `gather_rows`, with gradients that flow back to the rank each row came from.
 
-    The loss of each rank is a mean over its own rows and data-parallel training averages gradients over ranks, so the
-    result equals one process whose loss is the mean over all rows.
+    Each rank's loss is a mean over its own rows, and data-parallel training averages gradients over ranks. So the
+    gradients equal those of one process whose loss is the mean over all rows.
     """
     return rows if world_size() == 1 else _GatherRows.apply(rows)
 
 
 @torch.no_grad()
 def mean_over_ranks(value: torch.Tensor) -> torch.Tensor:
-    """The mean of a tensor over ranks, without gradient and without a host read."""
+    """The mean of a tensor over ranks, without gradient. Its value is not read from the device."""
     if world_size() == 1:
         return value
     value = value.clone()
@@ -57,7 +57,7 @@ def mean_over_ranks(value: torch.Tensor) -> torch.Tensor:
 
 
 class _SumOverRanks(torch.autograd.Function):
-    """Every rank's loss depends on every rank's input, so the gradient is summed as the value is."""
+    """Every rank's loss depends on the input of every rank, so gradients are summed like values."""
 
     @staticmethod
     def forward(context, value: torch.Tensor) -> torch.Tensor:
@@ -75,7 +75,7 @@ class _SumOverRanks(torch.autograd.Function):
 def sum_over_ranks(value: torch.Tensor) -> torch.Tensor:
     """The sum of a tensor over ranks; gradients flow through it.
 
-    A plain `all_reduce` is invisible to autograd: with gradients averaged by data-parallel training, what goes through
-    it would arrive divided by the number of ranks.
+    Autograd does not see a plain `all_reduce`: after data-parallel training has averaged gradients over ranks, those
+    that flow through it would be too small by a factor of the number of ranks.
     """
     return value if world_size() == 1 else _SumOverRanks.apply(value)

@@ -1,4 +1,4 @@
-"""What a model folder must be before anything in it is read: errors that name the file, and no unpickling at all."""
+"""Checks of a model folder before transformers reads it. Errors name the file, and nothing is unpickled."""
 
 import json
 from collections.abc import Iterable
@@ -11,8 +11,10 @@ INDEX = "model.safetensors.index.json"
 
 
 def read_json(path: Path) -> Any:
-    """Raises:
-    ValueError: not JSON; names the file.
+    """Read a JSON file.
+
+    Raises:
+        ValueError: it is not JSON; names the file.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -21,8 +23,10 @@ def read_json(path: Path) -> Any:
 
 
 def check_json(folder: Path, names: Iterable[str]) -> None:
-    """Raises:
-    ValueError: one of these files is there and is not JSON; names it.
+    """Check those of these files that exist.
+
+    Raises:
+        ValueError: one of them is not JSON; names it.
     """
     for path in (folder / name for name in names):
         if path.is_file():
@@ -30,20 +34,20 @@ def check_json(folder: Path, names: Iterable[str]) -> None:
 
 
 def check_model_folder(folder: Path, model_type: str) -> None:
-    """Look at a folder before transformers reads it.
+    """Check a model folder before transformers reads it.
 
     Raises:
-        ValueError: config.json is missing, damaged or of another kind of model; a shard lies outside the folder, is
-            missing, or is no safetensors file; weights are cut or damaged. Names the file.
+        ValueError: config.json is missing, damaged or for another model type; a shard is missing, outside the folder,
+            or not a safetensors file; weights are truncated or damaged. Names the file.
     """
-    if (folder / "adapter_config.json").is_file():  # weights beside a model that lies elsewhere
+    if (folder / "adapter_config.json").is_file():  # an adapter: its model is in another folder
         return
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder / 'config.json'} is missing: not a model folder")
     config = read_json(folder / "config.json")
-    found = config.get("model_type") if isinstance(config, dict) else None
-    if found != model_type:
-        raise ValueError(f"{folder / 'config.json'} is of a model of type {found!r}, not {model_type!r}")
+    actual = config.get("model_type") if isinstance(config, dict) else None
+    if actual != model_type:
+        raise ValueError(f"{folder / 'config.json'} is for a model of type {actual!r}, not {model_type!r}")
     names = {"model.safetensors"} if (folder / "model.safetensors").is_file() else set()
     if (folder / INDEX).is_file():
         names |= _shards(folder / INDEX)

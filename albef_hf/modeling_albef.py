@@ -23,7 +23,7 @@ class AlbefOutput(ModelOutput):
     """Contrastive scores of every image with every text.
 
     Args:
-        logits_per_image: (images, texts), cosine similarity over temperature.
+        logits_per_image: (images, texts), cosine similarity divided by the temperature.
         logits_per_text: its transpose.
         image_embeds, text_embeds: unit vectors (images, projection_dim) and (texts, projection_dim).
     """
@@ -37,7 +37,11 @@ class AlbefOutput(ModelOutput):
 class AlbefModel(AlbefPreTrainedModel):
     """Image encoder, text and fusion encoder, and the projections into the contrastive space.
 
-    contrastive: False leaves out the projections and the temperature, for tasks that have no contrast.
+    Args:
+        contrastive: False leaves out the projections and the temperature, for tasks without a contrastive loss.
+
+    Raises:
+        ValueError: `text_config.encoder_hidden_size` is not the width of the vision backbone.
     """
 
     def __init__(self, config: AlbefConfig, contrastive: bool = True) -> None:
@@ -51,7 +55,7 @@ class AlbefModel(AlbefPreTrainedModel):
         elif config.text_config.encoder_hidden_size != width:
             raise ValueError(
                 f"text_config.encoder_hidden_size is {config.text_config.encoder_hidden_size}, but tokens of the "
-                f"{config.vision_config.model_type!r} backbone are {width} wide"
+                f"{config.vision_config.model_type!r} backbone have width {width}"
             )
         self.text_model = AlbefTextModel(config.text_config)  # type: ignore[arg-type]
         if contrastive:
@@ -77,26 +81,34 @@ class AlbefModel(AlbefPreTrainedModel):
         self.text_model.set_input_embeddings(value)
 
     def project_image(self, image: VisionBackboneOutput) -> torch.Tensor:
-        """Unit vectors (batch, projection_dim), float32 at least."""
+        """Pooled vectors (batch, width) -> unit vectors (batch, projection_dim), float32 at least."""
         return unit_vectors(self.vision_projection(image.pooled))
 
     def project_text(self, text_states: torch.Tensor) -> torch.Tensor:
-        """(batch, tokens, hidden_size) -> unit vectors (batch, projection_dim), float32 at least."""
+        """Text states (batch, tokens, hidden_size) -> unit vectors (batch, projection_dim), float32 at least."""
         return unit_vectors(self.text_projection(text_states[:, 0]))
 
     def clamped_temperature(self) -> torch.Tensor:
-        """The learned temperature inside its bounds (published code), float32 at least."""
+        """The learned temperature, clamped to its bounds (published code), float32 at least."""
         return full_precision(self.temperature).clamp(*self.temperature_bounds)
 
     def _require_contrast(self) -> None:
         if not self.contrastive:
             raise ValueError(
-                "these towers belong to a task without contrast: they have no projections and no temperature"
+                "this model was built for a task without a contrastive loss: it has no projections and no temperature"
             )
 
     def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
-        """pixel_values (batch, channels, height, width) -> `last_hidden_state` (batch, tokens, width) and
-        `pooler_output`, unit vectors (batch, projection_dim)."""
+        """Encode images.
+
+        Args:
+            pixel_values: (batch, channels, height, width).
+
+        Returns: `last_hidden_state` (batch, tokens, width) and `pooler_output`, unit vectors (batch, projection_dim).
+
+        Raises:
+            ValueError: the model was built without projections.
+        """
         self._require_contrast()
         image = self.vision_model(pixel_values)
         return BaseModelOutputWithPooling(last_hidden_state=image.tokens, pooler_output=self.project_image(image))
@@ -104,8 +116,17 @@ class AlbefModel(AlbefPreTrainedModel):
     def get_text_features(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
     ) -> BaseModelOutputWithPooling:
-        """input_ids (batch, tokens) -> `last_hidden_state` of the text encoder (batch, tokens, hidden_size), which
-        the fusion encoder takes, and `pooler_output`, unit vectors (batch, projection_dim)."""
+        """Encode texts without images.
+
+        Args:
+            input_ids, attention_mask: (batch, tokens).
+
+        Returns: `last_hidden_state` (batch, tokens, hidden_size), which the fusion encoder takes, and `pooler_output`,
+            unit vectors (batch, projection_dim).
+
+        Raises:
+            ValueError: the model was built without projections.
+        """
         self._require_contrast()
         states = self.text_model.encode_text(input_ids, attention_mask)
         return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=self.project_text(states))
@@ -124,7 +145,7 @@ class AlbefModel(AlbefPreTrainedModel):
     ) -> AlbefOutput | BaseModelOutputWithPooling:
         """Contrastive scores of all images with all texts; their numbers may differ.
 
-        Images alone, or texts alone, give what `get_image_features` and `get_text_features` give.
+        Given images alone or texts alone, it returns what `get_image_features` or `get_text_features` returns.
 
         Example:
 
@@ -132,7 +153,7 @@ class AlbefModel(AlbefPreTrainedModel):
             >>> model(**inputs).logits_per_image.softmax(-1)
 
         Raises:
-            ValueError: neither images nor texts.
+            ValueError: neither images nor texts are given.
         """
         if input_ids is None and pixel_values is None:
             raise ValueError("give pixel_values, input_ids or both")

@@ -1,7 +1,7 @@
 """Alignment and matching of images and texts, which pre-training and retrieval share (Li et al. 2021, section 3.2).
 
-`AlbefAlignmentModel` has the parts of a step by name: encode, teach, contrast, draw negatives, match. The records
-before it are what these hand on: B is the number of pairs, T of text tokens, D the width of the contrastive space.
+`AlbefAlignmentModel` has a method for each part of a step: encode, teach, contrast, draw negatives, match. The
+dataclasses are what these methods pass on. B: pairs; T: text tokens; D: width of the contrastive space.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ from .momentum import FeatureQueue
 
 @dataclass
 class Pairs:
-    """What `forward` was given, see there: B images and texts, and what is known of them."""
+    """The arguments of `forward`, see there: B images with their texts."""
 
     pixel_values: torch.Tensor
     input_ids: torch.Tensor
@@ -48,11 +48,11 @@ class Pairs:
 
 @dataclass
 class Encoded:
-    """The pairs as the online encoders see them.
+    """What the online encoders make of the pairs.
 
-    image_tokens: (B, image tokens, width), and their keys and values for the fusion layers, projected once for all the
-    texts an image meets; text_states, masked_states: (B, T, hidden_size) of the texts, and of those with masked words;
-    image_embeds, text_embeds: unit vectors (B, D).
+    image_tokens: (B, image tokens, width); image_keys_values: their keys and values for each fusion layer, projected
+    once for all texts that an image is fused with; text_states, masked_states: (B, T, hidden_size) of the texts and of
+    the masked texts; image_embeds, text_embeds: unit vectors (B, D).
     """
 
     image_tokens: torch.Tensor
@@ -66,8 +66,8 @@ class Encoded:
 
 @dataclass
 class Teacher:
-    """The pairs as the momentum copies see them: unit vectors (B, D), and where words are distilled the fused states
-    (B, T, hidden_size) of image and masked text."""
+    """What the momentum copies make of the pairs: unit vectors (B, D) and, where word predictions are distilled, the
+    fused states (B, T, hidden_size) of image and masked text."""
 
     image_embeds: torch.Tensor
     text_embeds: torch.Tensor
@@ -78,20 +78,20 @@ class Teacher:
 class Keys:
     """In-batch keys (rows, D) of this rank, or of all ranks; ids: (rows, 2) of image and caption, -100 where unknown.
 
-    own: (B,) rows of this rank's pairs; own_ids: (B, 2).
+    pair_rows: (B,) the row of each pair of this rank; pair_ids: (B, 2) its ids.
     """
 
     image: torch.Tensor
     text: torch.Tensor
     ids: torch.Tensor
-    own: torch.Tensor
-    own_ids: torch.Tensor
+    pair_rows: torch.Tensor
+    pair_ids: torch.Tensor
 
 
 @dataclass
 class Contrast:
-    """loss: scalar; image_to_text, text_to_image: (B, rows), similarity with the in-batch keys over temperature, a
-    scalar; logits_per_image: (B, B), the same between the online embeddings."""
+    """loss, temperature: scalars; image_to_text, text_to_image: (B, rows), similarity with the in-batch keys, divided
+    by the temperature; logits_per_image: (B, B), the same between the online embeddings."""
 
     loss: torch.Tensor
     image_to_text: torch.Tensor
@@ -102,7 +102,7 @@ class Contrast:
 
 @dataclass
 class Negatives:
-    """Row of the negative image of each text, and of the negative text of each image; whether there was one. (B,)"""
+    """(B,) each: row of the negative image of each text and negative text of each image; whether there is one."""
 
     images: torch.Tensor
     texts: torch.Tensor
@@ -111,9 +111,9 @@ class Negatives:
 
 
 class AlbefAlignmentModel(AlbefMomentumModel):
-    """Base of the models that contrast images with texts and tell matching pairs from hard negatives.
+    """Base of the models that are trained with image-text contrast and image-text matching.
 
-    After each backward pass call `enqueue(output)`; after each optimizer step call `update_momentum()`.
+    Call `enqueue(output)` after each backward pass and `update_momentum()` after each optimizer step.
     """
 
     image_queue: FeatureQueue
@@ -131,25 +131,25 @@ class AlbefAlignmentModel(AlbefMomentumModel):
         self.text_queue = FeatureQueue(size, dim, id_columns=2)
 
     def online_modules(self) -> dict[str, nn.Module]:
-        """What the momentum copies follow; the matching head and the temperature have no copy (published code)."""
+        """The modules with momentum copies; the matching head and the temperature have none (published code)."""
         names = ("vision_model", "text_model", "vision_projection", "text_projection")
         return {name: getattr(self.albef, name) for name in names}
 
     def same_id_policies(self) -> tuple[str, str]:
-        """What another pair with the same image, and with the same caption, is: `negative`, `mask` or `positive`."""
+        """How another pair with the same image, and one with the same caption, is treated; see `AlbefConfig`."""
         return self.config.same_image, self.config.same_caption
 
     @torch.no_grad()
     def update_momentum(self, step: int = 0, total_steps: int = 1) -> None:
-        """Move the momentum copies, and bring the temperature back inside its bounds. Once per optimizer step."""
+        """Move the momentum copies and clamp the temperature to its bounds. Call after each optimizer step."""
         self.momentum_copy.update(self.online_modules(), self.config.momentum)
         self.albef.temperature.clamp_(*self.albef.temperature_bounds)
 
     @torch.no_grad()
     def enqueue(self, output: Any) -> None:
-        """Put this batch's keys, of all ranks, into the queues. After the backward pass, once per micro-batch."""
+        """Put this batch's keys, of all ranks, into the queues. Call after each backward pass."""
         image_keys, text_keys, ids = output.image_keys, output.text_keys, output.key_ids
-        if torch.distributed.is_initialized() and not self.config.gather_negatives:  # else forward has gathered them
+        if torch.distributed.is_initialized() and not self.config.gather_negatives:  # otherwise, forward has
             image_keys, text_keys = gather_rows(torch.cat([image_keys, text_keys], dim=1)).chunk(2, dim=1)
             ids = gather_rows(ids)
         self.image_queue.enqueue(image_keys, ids)
@@ -158,18 +158,18 @@ class AlbefAlignmentModel(AlbefMomentumModel):
     @torch.no_grad()
     def metrics(self, output: Any) -> dict[str, torch.Tensor]:
         """See `Trainable.metrics`."""
-        own = torch.arange(len(output.logits_per_image), device=output.logits_per_image.device)
+        rows = torch.arange(len(output.logits_per_image), device=output.logits_per_image.device)
         return {
             "temperature": output.temperature,
-            "itc_accuracy": (output.logits_per_image.argmax(1) == own).float().mean(),
+            "itc_accuracy": (output.logits_per_image.argmax(1) == rows).float().mean(),
             "itm_accuracy": (output.itm_logits.argmax(1) == output.itm_labels).float().mean(),
         }
 
     def chance_losses(self, batch_size: int) -> dict[str, float]:
-        """See `Trainable.chance_losses`. batch_size: pairs that share one contrast."""
+        """See `Trainable.chance_losses`. batch_size: pairs that are contrasted with each other."""
         keys = torch.tensor(float(batch_size + self.config.queue_size))
-        third = torch.tensor([1 / 3, 2 / 3])
-        return {"loss_itc": keys.log().item(), "loss_itm": -(third * third.log()).sum().item()}
+        shares = torch.tensor([1 / 3, 2 / 3])  # of matching and of negative pairs
+        return {"loss_itc": keys.log().item(), "loss_itm": -(shares * shares.log()).sum().item()}
 
     def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
         """See `AlbefModel.get_image_features`."""
@@ -188,17 +188,17 @@ class AlbefAlignmentModel(AlbefMomentumModel):
     def matching_logits(
         self, text_states: torch.Tensor, attention_mask: torch.Tensor | None, image_keys_values: Sequence[KeysValues]
     ) -> torch.Tensor:
-        """Do these texts and images match? (batch, 2), class 1 is "match".
+        """Logits (batch, 2) for whether each text matches its image; class 1 is "match".
 
         Args:
-            text_states: (batch, tokens, hidden_size) of `get_text_features(...).last_hidden_state`.
-            image_keys_values: of `project_image_tokens`, one image a text.
+            text_states: `last_hidden_state` of `get_text_features`, (batch, tokens, hidden_size).
+            image_keys_values: from `project_image_tokens`, one image for each text.
         """
         fused = self.albef.text_model.fuse(text_states, attention_mask, image_keys_values, queries=1)
         return self.itm_head(fused[:, 0])
 
     def check(self, pairs: Pairs) -> Pairs:
-        """The pairs, with a mask of all tokens where none was given. Raises: ValueError: what does not make pairs."""
+        """Check the pairs, and fill in a missing attention mask. Raises: ValueError: see `forward`."""
         check_pairs(pairs.pixel_values, pairs.input_ids)
         if (pairs.mlm_input_ids is None) != (pairs.mlm_labels is None):
             raise ValueError("mlm_input_ids and mlm_labels belong together: give both, or neither")
@@ -209,7 +209,7 @@ class AlbefAlignmentModel(AlbefMomentumModel):
         return pairs
 
     def encode(self, pairs: Pairs) -> Encoded:
-        """Images and texts, each by itself; a text and its masked form in one pass."""
+        """Encode images and texts separately; texts and masked texts go through the encoder in one pass."""
         albef, mask, masked_states = self.albef, pairs.attention_mask, None
         image = albef.vision_model(pairs.pixel_values)
         if pairs.mlm_input_ids is None:
@@ -229,7 +229,7 @@ class AlbefAlignmentModel(AlbefMomentumModel):
 
     @torch.no_grad()
     def teach(self, pairs: Pairs, alpha: float | torch.Tensor) -> Teacher:
-        """The momentum copies' view of the pairs (section 3.5). They keep dropout in training, as published."""
+        """Encode the pairs with the momentum copies (section 3.3). In training they use dropout, as published."""
         copies: Any = self.momentum_copy
         image = copies.vision_model(pairs.pixel_values)
         class_state = copies.text_model.encode_text(pairs.input_ids, pairs.attention_mask, queries=1)
@@ -246,32 +246,32 @@ class AlbefAlignmentModel(AlbefMomentumModel):
 
     @torch.no_grad()
     def collect_keys(self, teacher: Teacher, pairs: Pairs) -> Keys:
-        """The in-batch keys, of all ranks where `gather_negatives` is set, with image and caption ids."""
+        """The keys of this batch with their ids; of the batches of all ranks where `gather_negatives` is set."""
         image, text = teacher.image_embeds, teacher.text_embeds
-        own = torch.arange(len(image), device=image.device)
-        ids = [torch.full_like(own, IGNORED) if i is None else i for i in (pairs.image_ids, pairs.caption_ids)]
-        own_ids = torch.stack(ids, dim=1)
+        rows = torch.arange(len(image), device=image.device)
+        ids = [torch.full_like(rows, IGNORED) if i is None else i for i in (pairs.image_ids, pairs.caption_ids)]
+        pair_ids = torch.stack(ids, dim=1)
         if not self.config.gather_negatives:
-            return Keys(image, text, own_ids, own, own_ids)
+            return Keys(image, text, pair_ids, rows, pair_ids)
         images, texts = gather_rows(torch.cat([image, text], dim=1)).chunk(2, dim=1)
-        return Keys(images, texts, gather_rows(own_ids), own + rank() * len(image), own_ids)
+        return Keys(images, texts, gather_rows(pair_ids), rows + rank() * len(image), pair_ids)
 
     def _same(self, keys: Keys, ids: torch.Tensor, policy: str) -> torch.Tensor | None:
-        """(B, len(ids)) True where a key has the same image, or the same caption, and `policy` applies to it."""
+        """(B, len(ids)) True where a key has the same image or caption, and that is treated by `policy`."""
         columns = [index for index, name in enumerate(self.same_id_policies()) if name == policy]
         if not columns:
             return None
-        own = keys.own_ids[:, None, columns]
-        return ((own == ids[None, :, columns]) & (own != IGNORED)).any(-1)
+        pair_ids = keys.pair_ids[:, None, columns]
+        return ((pair_ids == ids[None, :, columns]) & (pair_ids != IGNORED)).any(-1)
 
     def contrast(self, online: Encoded, teacher: Teacher, keys: Keys, alpha: float | torch.Tensor) -> Contrast:
-        """Align: online features against momentum keys of this batch and of the queues (equations 1, 2 and 6)."""
+        """Contrast online features with momentum keys of the batch and of the queues (equations 1, 2 and 6)."""
         ids = torch.cat([keys.ids, self.image_queue.ids])
-        is_own = keys.own[:, None] == torch.arange(len(ids), device=ids.device)
+        is_pair = keys.pair_rows[:, None] == torch.arange(len(ids), device=ids.device)
         same, left_out = self._same(keys, ids, "positive"), self._same(keys, ids, "mask")
-        positives = keys.own if same is None else same | is_own
+        positives = keys.pair_rows if same is None else same | is_pair
         if left_out is not None:
-            left_out = left_out & ~(is_own if same is None else positives)
+            left_out = left_out & ~(is_pair if same is None else positives)
         with without_autocast(online.image_embeds):
             temperature = full_precision(self.albef.temperature).clamp(*self.albef.temperature_bounds)
             all_text = torch.cat([keys.text, self.text_queue.features.to(keys.text.dtype)])
@@ -292,31 +292,31 @@ class AlbefAlignmentModel(AlbefMomentumModel):
 
     @torch.no_grad()
     def draw_negatives(self, contrast: Contrast, keys: Keys, draws: torch.Tensor | None) -> Negatives:
-        """One hard negative image for each text and one hard negative text for each image (section 3.2)."""
-        excluded = keys.own[:, None] == torch.arange(len(keys.ids), device=keys.ids.device)
+        """Draw a hard negative image for each text and a hard negative text for each image (section 3.2)."""
+        excluded = keys.pair_rows[:, None] == torch.arange(len(keys.ids), device=keys.ids.device)
         related = [same for policy in ("mask", "positive") if (same := self._same(keys, keys.ids, policy)) is not None]
         for same in related:
             excluded = excluded | same
-        # On the host the check costs nothing; on a device it would be a host read in every step, so there a batch
-        # without negatives simply teaches no matching.
+        # On a GPU this check would wait for the device in every step. It is left out there, and a batch without
+        # negatives trains matching on its positive pairs alone.
         if related and excluded.device.type == "cpu" and bool(excluded.all()):
             raise _no_negatives(*self.same_id_policies())
         if draws is None:
-            draws = torch.rand(len(keys.own), 2, device=keys.own.device)
+            draws = torch.rand(len(keys.pair_rows), 2, device=keys.pair_rows.device)
         images, has_image = sample_hard_negatives(contrast.text_to_image, excluded, draws[:, 0])
         texts, has_text = sample_hard_negatives(contrast.image_to_text, excluded, draws[:, 1])
         return Negatives(images=images, texts=texts, has_image=has_image, has_text=has_text)
 
     def match(self, online: Encoded, negatives: Negatives) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Fuse and tell apart the pairs, (text, negative image) and (negative text, image) (equation 4).
-        Returns: the loss; logits (3B, 2) in this order; labels (3B,), -100 where there was no negative."""
+        """Classify the pairs, each text with its negative image, and each image with its negative text (equation 4).
+        Returns: loss; logits (3B, 2) in this order; labels (3B,), -100 where there is no negative."""
         text, mask, keys_values = online.text_states, online.attention_mask, online.image_keys_values
         if self.config.gather_negatives and world_size() > 1:
             other_text, other_mask, triples = self._negatives_of_all_ranks(online, negatives)
         else:
             other_text, other_mask = text[negatives.texts], mask[negatives.texts]
-            own = torch.arange(len(text), device=text.device)
-            which = torch.cat([own, negatives.images, own])
+            rows = torch.arange(len(text), device=text.device)
+            which = torch.cat([rows, negatives.images, rows])
             triples = [(key.index_select(0, which), value.index_select(0, which)) for key, value in keys_values]
         texts, masks = torch.cat([text, text, other_text]), torch.cat([mask, mask, other_mask])
         logits = full_precision(self.matching_logits(texts, masks, triples))
@@ -327,7 +327,7 @@ class AlbefAlignmentModel(AlbefMomentumModel):
     def _negatives_of_all_ranks(
         self, online: Encoded, negatives: Negatives
     ) -> tuple[torch.Tensor, torch.Tensor, list[KeysValues]]:
-        """States (B, T, hidden_size) and mask of the negative texts; keys and values of own, negative, own images."""
+        """States and mask of the negative texts; keys and values of images, negative images, and images again."""
         tokens = gather_rows_with_gradient(online.image_tokens)[negatives.images]
         others = self.albef.text_model.project_image_tokens(tokens)
         text = gather_rows_with_gradient(online.text_states)[negatives.texts]
@@ -342,7 +342,7 @@ class AlbefAlignmentModel(AlbefMomentumModel):
 def _no_negatives(same_image: str, same_caption: str) -> ValueError:
     return ValueError(
         "no pair of this batch has a negative: all of them share one image id or caption id, which "
-        f"same_image={same_image!r} and same_caption={same_caption!r} exclude"
+        f"same_image={same_image!r} and same_caption={same_caption!r} exclude as negatives"
     )
 
 

@@ -1,4 +1,4 @@
-"""Text assignment, the extra step of pre-training before visual reasoning (Li et al. 2021, section 5, "NLVR")."""
+"""Text assignment, a further pre-training step before visual reasoning (Li et al. 2021, section 5, "NLVR")."""
 
 from typing import Any
 
@@ -30,8 +30,8 @@ from .modeling_albef_loading import AlbefPreTrainedModel
 class AlbefForTextAssignment(Classifies, AlbefPreTrainedModel):
     """Pre-training for visual reasoning: does the text belong to the first image, to the second, or to neither?
 
-    (Section 5, "NLVR".) For each text other images of the batch are drawn in proportion to their similarity with its
-    own. It has no teacher; projections and temperature come along, for the draw, and do not train.
+    For each text, other images are drawn from the batch, the more often the more similar they are to its own image
+    (section 5, "NLVR"). There is no teacher. The projections only serve this draw and are not trained.
     """
 
     classes = ("first image", "second image", "neither")
@@ -52,7 +52,7 @@ class AlbefForTextAssignment(Classifies, AlbefPreTrainedModel):
         return repeated_layer_names(checkpoint_config, cls.images_per_text)
 
     def freeze(self) -> None:
-        """Projections and temperature serve the draw and do not train."""
+        """Freeze the projections, which only serve to draw images, and the temperature, which is not used."""
         self.albef.vision_projection.requires_grad_(False)
         self.albef.text_projection.requires_grad_(False)
         self.albef.temperature.requires_grad_(False)
@@ -70,22 +70,23 @@ class AlbefForTextAssignment(Classifies, AlbefPreTrainedModel):
         assignment_draws: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> AlbefClassificationOutput:
-        """Logits and loss of B texts, each before two images of the batch.
+        """Classify B texts, each read with two images of the batch.
 
         Args:
             input_ids, attention_mask: (B, T).
             pixel_values: (B, channels, height, width), the image of each text.
-            first_image_index, second_image_index: (B,) rows of `pixel_values` that stand before each text. Drawn,
-                together with `labels`, where left out: with probability 1/3 each the text's own image is the first,
-                the second, or neither of them.
+            first_image_index, second_image_index: (B,) rows of `pixel_values`, the two images of each text. If left
+                out, they are drawn together with `labels`: with probability 1/3 each, the text's own image is the
+                first, the second, or neither.
             labels: (B,) 0 where the text belongs to the first image, 1 to the second, 2 to neither; -100 is ignored.
-            image_ids: (B,) integers; images with the same one, -100 aside, are never drawn as another image.
-            assignment_draws: (B, 3) uniform in [0, 1): they choose the label and the other images. Drawn from torch's
-                generator where left out.
+            image_ids: (B,) integers, -100 where unknown. An image with the id of the text's own image is never drawn
+                as another image.
+            assignment_draws: (B, 3) uniform in [0, 1), which determine the label and the other images. Drawn from
+                torch's generator where left out.
 
         Raises:
-            ValueError: different numbers of images and texts, fewer than three pairs to draw from, only some of
-                labels and indices, or one out of range.
+            ValueError: there are different numbers of images and texts, or fewer than three pairs to draw from; or
+                only some of `labels` and the two indices are given, or one of them is out of range.
         """
         check_pairs(pixel_values, input_ids)
         texts = input_ids.shape[0]
@@ -94,13 +95,13 @@ class AlbefForTextAssignment(Classifies, AlbefPreTrainedModel):
         if not any(given):
             labels, first_image_index, second_image_index = self._draw(image, image_ids, assignment_draws)
         elif not all(given):
-            raise ValueError("labels, first_image_index and second_image_index come together or not at all")
+            raise ValueError("give all of labels, first_image_index and second_image_index, or none of them")
         check_labels(labels, texts, self.classes)  # type: ignore[arg-type]
         for name, index in (("first", first_image_index), ("second", second_image_index)):
             if index.shape != (texts,) or (index.device.type == "cpu" and not ((index >= 0) & (index < texts)).all()):
                 raise ValueError(f"{name}_image_index must hold {texts} rows of the batch, not {index}")
         text_model = self.albef.text_model
-        # An image's keys and values are projected once, however many texts it stands before.
+        # Each image's keys and values are projected once, however many texts are read with it.
         keys_values = text_model.interleave(
             text_model.project_image_tokens(image.tokens),
             [first_image_index, second_image_index],  # type: ignore[list-item]
@@ -120,15 +121,15 @@ class AlbefForTextAssignment(Classifies, AlbefPreTrainedModel):
     def _draw(
         self, image: Any, image_ids: torch.Tensor | None, draws: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Labels, first and second image of each text (published code, whose temperature is not the learned one)."""
+        """Draw label, first and second image of each text, at the initial temperature (published code)."""
         texts, device = image.pooled.shape[0], image.pooled.device
         if texts < 3:
             raise ValueError(
-                f"two other images are drawn from the batch for each text, so it needs at least 3 pairs, not {texts}"
+                f"two other images of the batch are drawn for each text, so it needs at least 3 pairs, not {texts}"
             )
         embeds = self.albef.project_image(image)
-        own = torch.arange(texts, device=device)
-        excluded = own[:, None] == own
+        rows = torch.arange(texts, device=device)
+        excluded = rows[:, None] == rows
         if image_ids is not None:
             excluded |= (image_ids[:, None] == image_ids) & (image_ids != IGNORED)
         if draws is None:
@@ -136,14 +137,14 @@ class AlbefForTextAssignment(Classifies, AlbefPreTrainedModel):
         with without_autocast(embeds):
             similarity = embeds @ embeds.T / self.config.temperature
         other, has_other = sample_hard_negatives(similarity, excluded, draws[:, 1])
-        another, has_another = sample_hard_negatives(similarity, excluded | (other[:, None] == own), draws[:, 2])
+        another, has_another = sample_hard_negatives(similarity, excluded | (other[:, None] == rows), draws[:, 2])
         neither = draws[:, 0] < 1 / 3
         in_second = ~neither & (draws[:, 0] < 2 / 3)
         labels = torch.where(neither, 2, torch.where(in_second, 1, 0))
-        # A text whose image is (almost) all of the batch has no others to stand before, and teaches nothing.
+        # Where the batch has too few other images for a text, its label is ignored.
         labels = labels.masked_fill(~torch.where(neither, has_another, has_other), IGNORED)
-        first = torch.where(neither | in_second, other, own)
-        second = torch.where(neither, another, torch.where(in_second, own, other))
+        first = torch.where(neither | in_second, other, rows)
+        second = torch.where(neither, another, torch.where(in_second, rows, other))
         return labels, first, second
 
 

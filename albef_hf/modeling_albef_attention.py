@@ -1,4 +1,4 @@
-"""Attention that can show its weights, and the masks of it and of torch's own."""
+"""Eager attention, which returns its weights, and the mask that it takes."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention that can show its weights; the others go through transformers' attention functions."""
+    """Attention that returns its weights; transformers provides the other implementations."""
     scores = torch.matmul(query, key.transpose(2, 3)) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
@@ -28,7 +28,7 @@ def eager_attention_forward(
 
 
 def additive_mask(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """True where a key is seen -> 0 there and the lowest number elsewhere, to be added to attention scores."""
+    """True for visible keys -> 0 for visible keys and the lowest number for others, to add to attention scores."""
     return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
 
 

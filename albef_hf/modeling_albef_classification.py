@@ -1,7 +1,7 @@
-"""ALBEF on tasks that end in a class (Li et al. 2021, https://arxiv.org/abs/2107.07651, section 5).
+"""ALBEF for classification tasks (Li et al. 2021, https://arxiv.org/abs/2107.07651, section 5).
 
-Visual entailment reads a text with one image; visual reasoning (NLVR2) reads it with two, and so does text
-assignment, its extra step of pre-training.
+Visual entailment reads a text with one image, visual reasoning (NLVR2) with two. Text assignment, which also reads a
+text with two images, takes parts from here.
 """
 
 import copy
@@ -34,14 +34,14 @@ from .trainable import Trainable
 
 @dataclass
 class AlbefClassificationOutput(ModelOutput):
-    """What one step computes. B texts.
+    """The output for B texts.
 
     Args:
         loss: cross-entropy with the labels and, with a teacher, its soft targets; None without labels.
         logits: (B, classes).
         labels: (B,), as given or drawn; -100 is ignored.
-        first_image_index, second_image_index: (B,) which image of the batch stood first and second before each text;
-            of text assignment alone.
+        first_image_index, second_image_index: (B,) rows of the batch, the two images of each text; for text
+            assignment only.
     """
 
     loss: torch.Tensor | None = None
@@ -52,7 +52,7 @@ class AlbefClassificationOutput(ModelOutput):
 
 
 class AlbefClassifier(nn.Module):
-    """A hidden layer and the classes."""
+    """States (..., hidden_size) -> logits (..., classes), with one hidden layer."""
 
     def __init__(self, config: AlbefTextConfig, classes: int) -> None:
         super().__init__()
@@ -64,7 +64,11 @@ class AlbefClassifier(nn.Module):
 
 
 def task_config(config: AlbefConfig, classes: Sequence[str], images_per_text: int) -> AlbefConfig:
-    """The configuration of a task: its classes, and every fusion layer once for each image of a text."""
+    """A copy of a configuration with the classes of a task, and with fusion layers repeated for each image of a text.
+
+    Raises:
+        ValueError: the configuration is for another number of images, and that is not 1.
+    """
     config = copy.deepcopy(config)
     config.id2label = dict(enumerate(classes))
     config.label2id = {name: number for number, name in enumerate(classes)}
@@ -79,9 +83,10 @@ def task_config(config: AlbefConfig, classes: Sequence[str], images_per_text: in
 
 
 def repeated_layer_names(checkpoint_config: AlbefConfig | None, images_per_text: int) -> dict[str, str]:
-    """Where the fusion layers of a checkpoint that reads one image go; those in between start as copies.
+    """New names for the fusion layers of a checkpoint that reads each text with one image.
 
-    Layer i becomes layer  first + images * (i - first).  The last one comes first, so that none is renamed twice.
+    Layer i becomes layer  first + images * (i - first);  the layers in between start as copies of it. The last layer
+    is renamed first, so that none is renamed twice.
     """
     if checkpoint_config is None or checkpoint_config.text_config.images_per_text == images_per_text:
         return {}
@@ -94,9 +99,10 @@ def repeated_layer_names(checkpoint_config: AlbefConfig | None, images_per_text:
 
 
 def check_labels(labels: torch.Tensor, texts: int, classes: Sequence[str]) -> None:
+    """Raise a ValueError unless labels are (texts,) numbers of classes or -100. Values are checked on the CPU only."""
     if labels.shape != (texts,):
         raise ValueError(f"{texts} texts need as many labels, not {tuple(labels.shape)}")
-    # On the host the check costs nothing; on a device it would be a host read in every step.
+    # On a GPU this check would wait for the device in every step.
     if labels.device.type == "cpu":
         wrong = ((labels < 0) | (labels >= len(classes))) & (labels != IGNORED)
         if wrong.any():
@@ -106,13 +112,13 @@ def check_labels(labels: torch.Tensor, texts: int, classes: Sequence[str]) -> No
 
 
 class Classifies(Trainable):
-    """What the loop asks of a model that ends in one of its `classes`."""
+    """Chance loss and metrics of models that predict one of their `classes`."""
 
     name = "albef"
     classes: tuple[str, ...]
 
     def chance_losses(self, batch_size: int) -> dict[str, float]:
-        """The value of the loss for a model that knows nothing."""
+        """See `Trainable.chance_losses`."""
         return {"loss": torch.tensor(float(len(self.classes))).log().item()}
 
     def metrics(self, output: AlbefClassificationOutput) -> dict[str, torch.Tensor]:
@@ -121,7 +127,7 @@ class Classifies(Trainable):
 
 
 class _AlbefForClassification(Classifies, AlbefMomentumModel):
-    """A class from the fused state of the class token, taught by momentum copies of all modules (published code)."""
+    """Classifies the fused state of the class token. Momentum copies of all modules teach it (published code)."""
 
     images_per_text = 1
 
@@ -133,7 +139,7 @@ class _AlbefForClassification(Classifies, AlbefMomentumModel):
         self.post_init()
 
     def online_modules(self) -> dict[str, nn.Module]:
-        """What the momentum copies follow: all there is (published code)."""
+        """The modules with momentum copies: all of them (published code)."""
         return {
             "vision_model": self.albef.vision_model,
             "text_model": self.albef.text_model,
@@ -148,7 +154,7 @@ class _AlbefForClassification(Classifies, AlbefMomentumModel):
     def _keys_values(
         vision_model: nn.Module, text_model: AlbefTextModel, pixel_values: torch.Tensor
     ) -> list[KeysValues]:
-        """Images as the fusion layers take them."""
+        """Keys and values of the images for each fusion layer."""
         return text_model.project_image_tokens(vision_model(pixel_values).tokens)
 
     def _logits(
@@ -183,7 +189,7 @@ class _AlbefForClassification(Classifies, AlbefMomentumModel):
             alpha: weight of the momentum copies' soft targets; `config.alpha` where left out.
 
         Raises:
-            ValueError: a text without its image or images, or a label that is no class.
+            ValueError: a text without its image or images, or a label that is not the number of a class.
         """
         self._check_images(pixel_values, input_ids)
         logits = self._logits(self.albef, self.classifier, input_ids, pixel_values, attention_mask)
@@ -210,7 +216,7 @@ class AlbefForVisualEntailment(_AlbefForClassification):
 
 
 def _two_images(vision_model: nn.Module, text_model: AlbefTextModel, pixel_values: torch.Tensor) -> list[KeysValues]:
-    """(B, 2, channels, height, width) -> keys and values, projected once for each pair of layers."""
+    """Images (B, 2, channels, height, width) -> keys and values, projected once for each pair of layers."""
     projected = text_model.project_image_tokens(vision_model(pixel_values.flatten(0, 1)).tokens)
     return text_model.interleave(projected, [slice(0, None, 2), slice(1, None, 2)])
 
@@ -218,8 +224,8 @@ def _two_images(vision_model: nn.Module, text_model: AlbefTextModel, pixel_value
 class AlbefForVisualReasoning(_AlbefForClassification):
     """Is the text true of two images? (NLVR2)
 
-    Each fusion layer stands twice, for the first and the second image, and the two share cross-attention's keys and
-    values. Started from a pre-training checkpoint, both are copies of the one layer there.
+    Each fusion layer exists twice, for the first and for the second image, and the two share the key and value
+    projections of their cross-attention. Loaded from a pre-training checkpoint, both start as its one layer.
     """
 
     classes = ("False", "True")

@@ -34,16 +34,16 @@ class AlbefAnswerLayers(nn.Module):
 
 
 class AlbefAnswerDecoder(AlbefPreTrainedModel, GenerationMixin):
-    """A causal decoder with as many layers as the fusion encoder, which attends to the states of a question.
+    """A causal decoder that attends to the states of a question. It has as many layers as the fusion encoder.
 
-    Questions come as keys and values (`project_question`), which are computed once for all answers and tokens.
+    Questions are given as keys and values (from `project_question`), computed once for all answers and tokens.
     """
 
     config: AlbefTextConfig  # type: ignore[assignment]
     base_model_prefix = "decoder"
     main_input_name = "input_ids"
     input_modalities = ("text",)  # type: ignore[assignment]
-    _supports_flash_attn = False  # masks are made here, for the other implementations
+    _supports_flash_attn = False  # `_masks` only makes masks for the other implementations
     _supports_flex_attn = False
 
     def __init__(self, config: AlbefTextConfig) -> None:
@@ -61,25 +61,25 @@ class AlbefAnswerDecoder(AlbefPreTrainedModel, GenerationMixin):
 
     @torch.no_grad()
     def start(self, text_model: AlbefTextModel) -> None:
-        """Weights that no checkpoint has filled start as those of the embeddings and fusion layers (section 5).
+        """Copy embeddings and fusion layers into the weights that no checkpoint has filled (section 5).
 
-        Where the image tokens are not as wide as the text, cross-attention's keys and values do not fit and stay
+        Where image tokens and text states differ in width, the key and value projections of cross-attention stay
         random. For use in `_init_weights`.
         """
         pairs = zip(self.encoder.layer, text_model.fusion_layers, strict=True)
         for module, source in [(self.embeddings, text_model.embeddings), *pairs]:
-            for own, original in zip(module.parameters(), source.parameters(), strict=True):
-                if own.shape == original.shape:
-                    init.copy_(own, original)
+            for copied, original in zip(module.parameters(), source.parameters(), strict=True):
+                if copied.shape == original.shape:
+                    init.copy_(copied, original)
 
     def project_question(self, question_states: torch.Tensor) -> list[KeysValues]:
-        """Keys and values of questions (batch, tokens, hidden_size) for each layer."""
+        """Question states (batch, tokens, hidden_size) -> their keys and values for each layer."""
         return [layer.crossattention.self.project(question_states) for layer in self.encoder.layer]
 
     def _masks(
         self, states: torch.Tensor, attention_mask: torch.Tensor | None, question_mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Which answer tokens each one sees (1 or answers, 1, L, L); which question tokens (questions, 1, 1, T)."""
+        """Masks of the answer tokens that each one sees (1 or A, 1, L, L) and of the question tokens (B, 1, 1, T)."""
         length = states.shape[1]
         seen = torch.ones(length, length, dtype=torch.bool, device=states.device).tril()[None, None]
         if attention_mask is not None:
@@ -99,7 +99,7 @@ class AlbefAnswerDecoder(AlbefPreTrainedModel, GenerationMixin):
     ) -> torch.Tensor:
         """Answers (A, L), padded on the right, -> states (A, L, hidden_size).
 
-        question_keys_values: of A questions, or of fewer: then each serves as many answers in a row.
+        question_keys_values: of A questions, or of fewer: then each is shared by equally many consecutive answers.
         """
         states = self.embeddings(input_ids)
         mask, question_mask = self._masks(states, attention_mask, question_mask)
@@ -122,7 +122,7 @@ class AlbefAnswerDecoder(AlbefPreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithCrossAttentions:
         """Logits (batch, 1, vocabulary) of the token after each prefix. For `generate`.
 
-        question_keys_values: (batch, layers, 2, heads, tokens, head width), one tensor, which `generate` can repeat.
+        question_keys_values: (batch, layers, 2, heads, tokens, head width), one tensor that `generate` can repeat.
         """
         if question_keys_values is None:
             raise ValueError("the decoder needs a question: call generate of AlbefForQuestionAnswering")

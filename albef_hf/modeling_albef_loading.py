@@ -1,4 +1,4 @@
-"""The base of every ALBEF model: it loads from a checkpoint of any task, and says in words what that did."""
+"""The base of every ALBEF model: it loads checkpoints of any task, and reports what was loaded."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,47 +27,47 @@ class LoadsFromOtherTasks:
     """For `PreTrainedModel`s: `from_pretrained` takes a checkpoint of any ALBEF class.
 
     Attributes:
-        loading_report: what the last loading did, in words: what was new, what was copied from what, what the
-            checkpoint held beside.
+        loading_report: a text about the last loading: which weights are new, which were copied from others, and which
+            weights of the checkpoint were not used.
     """
 
     loading_report = "built from its configuration: every weight is new"
 
-    # Parts a checkpoint may lack that do not start at random: a pattern of their names, and how they start.
+    # Weights that do not start at random where a checkpoint lacks them: a pattern of their names -> how they start.
     starts: ClassVar[dict[str, str]] = {}
 
     @classmethod
     def renamed_keys(cls, checkpoint_config: AlbefConfig | None) -> dict[str, str]:
-        """Patterns of names in a checkpoint of *another* class, and what they are called here; none by default.
+        """Regular expressions for names in a checkpoint of *another* class -> our names; none by default.
 
-        checkpoint_config: of the checkpoint's folder, or the one given beside a state.
+        checkpoint_config: the configuration in the checkpoint's folder, or the one given with a state dict.
         """
         return {}
 
     def freeze(self) -> None:
-        """Freeze what this class does not train. Loading makes every parameter trainable."""
+        """Freeze what this class does not train. Called after loading, which makes every parameter trainable."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, from a checkpoint of any ALBEF class and from safetensors only: nothing is unpickled.
+        """Load as in transformers, but from a checkpoint of any ALBEF class, and by default from safetensors only.
 
-        `loading_report` of the model then says what was new.
+        The model's `loading_report` says which weights are new.
 
         Raises:
-            ValueError: a file that is damaged, missing, outside its folder, or of another model; names it.
+            ValueError: a file is damaged, missing, outside its folder, or of another model; names it.
         """
         name = pretrained_model_name_or_path
-        kind: Any = cls
+        model_class: Any = cls
         folder = Path(str(name), kwargs.get("subfolder") or "")
         if name is not None and folder.is_dir() and kwargs.get("config") is None:
-            check_model_folder(folder, kind.config_class.model_type)
+            check_model_folder(folder, model_class.config_class.model_type)
         kwargs.setdefault("use_safetensors", True)
         with_report = kwargs.pop("output_loading_info", False)
         checkpoint_config: Any = kwargs.get("config")
-        if name is not None and issubclass(kind.config_class, AlbefConfig):
-            places = {key: kwargs[key] for key in _HUB_ARGUMENTS if key in kwargs}
+        if name is not None and issubclass(model_class.config_class, AlbefConfig):
+            hub_arguments = {key: kwargs[key] for key in _HUB_ARGUMENTS if key in kwargs}
             try:
-                checkpoint_config = kind.config_class.from_pretrained(name, **places)
+                checkpoint_config = model_class.config_class.from_pretrained(name, **hub_arguments)
             except OSError:
                 if checkpoint_config is None:  # weights alone are enough where a configuration is given
                     raise
@@ -83,7 +83,7 @@ class LoadsFromOtherTasks:
             if "ignore_mismatched_sizes" not in str(error):
                 raise
             raise ValueError(f"weights of {name} do not fit its config.json: {error}") from error
-        # Renaming is for checkpoints of another class: what is saved keeps our names.
+        # Renaming is for loading checkpoints of another class. Without this, saving would rename back.
         model._weight_conversions = [
             rule for rule in model._weight_conversions if not renamed.keys() & set(rule.source_patterns)
         ]
@@ -95,7 +95,7 @@ class LoadsFromOtherTasks:
 
 
 class AlbefPreTrainedModel(LoadsFromOtherTasks, PreTrainedModel):
-    """What transformers has to know of every ALBEF model."""
+    """What transformers needs to know about every ALBEF model."""
 
     config: AlbefConfig
     base_model_prefix = "albef"
@@ -111,34 +111,34 @@ class AlbefPreTrainedModel(LoadsFromOtherTasks, PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        start = getattr(module, "start_weights", None)  # of a module with parameters that transformers does not know
+        start = getattr(module, "start_weights", None)  # of our own layers with parameters
         if start is not None:
             start()
 
     def freeze(self) -> None:
-        """See `LoadsFromOtherTasks.freeze`: momentum copies, and what an image encoder does not use."""
+        """Freeze momentum copies, and parameters of image encoders that are not used."""
         for module in self.modules():
             if isinstance(module, (MomentumCopy, VisionBackbone)):
                 module.freeze()
 
 
 class RepeatsFusionLayers(PreTrainedModel):
-    """For text models that read a text with several images: each fusion layer stands once for each image.
+    """For text models that read a text with several images: each fusion layer is repeated for each image.
 
-    The repeated layers share their cross-attention's keys and values (section 5, "NLVR"), and start as copies of the
-    layer they repeat where no checkpoint has filled them.
+    The repetitions share the key and value projections of their cross-attention (section 5, "NLVR"). Where no
+    checkpoint has filled them, they start as copies of the layer they repeat.
     """
 
     encoder: Any
 
     def _repeated_layers(self) -> list[tuple[int, int]]:
-        """Each layer that repeats another one for a further image, and that one."""
+        """Pairs of indices: a layer that repeats another one for a further image, and the layer that it repeats."""
         first, images = self.config.fusion_layer, self.config.images_per_text
         layers = range(first, self.config.num_hidden_layers)
         return [(index, index - (index - first) % images) for index in layers if (index - first) % images]
 
     def tie_repeated_layers(self) -> None:
-        """Tell transformers what is shared. For use in `__init__`, before `post_init`."""
+        """Tell transformers which weights are shared. For use in `__init__`, before `post_init`."""
         if self.config.images_per_text > 1:
             # transformers initializes a module only if it holds a tensor that no checkpoint has filled.
             self.register_buffer("unsaved", torch.empty(0), persistent=False)
@@ -149,7 +149,7 @@ class RepeatsFusionLayers(PreTrainedModel):
         }
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
-        """transformers ties only where word embeddings are tied to an output layer; here it is something else."""
+        """The weights to tie. transformers only ties word embeddings to an output layer, which is not meant here."""
         return dict(self._tied_weights_keys or {})
 
     @torch.no_grad()
@@ -165,17 +165,17 @@ class RepeatsFusionLayers(PreTrainedModel):
     def interleave(
         image_keys_values: Sequence[KeysValues], images: Sequence[torch.Tensor | slice]
     ) -> list[KeysValues]:
-        """What `fuse` takes where a text has several images.
+        """Keys and values for `fuse` where a text has several images.
 
         Args:
-            image_keys_values: from `project_image_tokens`, of all images.
-            images: rows in there of the first image of each text, of the second image of each text ...
+            image_keys_values: of all images, from `project_image_tokens`.
+            images: rows of the first image of each text, rows of the second image of each text, and so on.
         """
         return [(key[rows], value[rows]) for key, value in image_keys_values for rows in images]
 
 
 def _in_words(report: Mapping[str, Iterable[Any]], starts: Mapping[str, str]) -> str:
-    """A loading report of transformers in words."""
+    """The loading report of transformers as text. starts: see `LoadsFromOtherTasks`."""
     parts: dict[str, list[str]] = {}
     for name in report["missing_keys"]:
         how = next((how for part, how in starts.items() if re.search(part, name)), "new, random")
@@ -189,7 +189,7 @@ def _in_words(report: Mapping[str, Iterable[Any]], starts: Mapping[str, str]) ->
 
 
 def _part(name: str) -> str:
-    """The part of a model a weight belongs to: `decoder.encoder`, `classifier.dense`, `itm_head`."""
+    """The part of a model that a weight belongs to: `decoder.encoder`, `classifier.dense`, `itm_head`."""
     return ".".join(re.sub(r"\.(weight|bias)$", "", name).split(".")[:2])
 
 

@@ -22,24 +22,24 @@ from .momentum import MomentumCopy
 
 @dataclass
 class AlbefForPreTrainingOutput(ModelOutput):
-    """What one pre-training step computes. B pairs, M masked positions, T text tokens.
+    """The output for B pairs with T text tokens and M masked positions.
 
     Args:
-        loss: loss_itc + loss_itm + loss_mlm, unweighted (equation 5); None where no loss was asked for.
+        loss: loss_itc + loss_itm + loss_mlm, unweighted (equation 5); None without `return_loss`.
         loss_itc: image-text contrast.
         loss_itm: image-text matching with hard negatives.
         loss_mlm: masked language modeling; None without masked inputs.
-        logits_per_image: (images, texts), cosine similarity over temperature, of the online encoders.
+        logits_per_image: (images, texts), cosine similarity of the embeddings divided by the temperature.
         logits_per_text: its transpose.
         image_embeds, text_embeds: unit vectors (B, projection_dim).
         itm_logits: (3B, 2): the B pairs, each text with its hard negative image, each image with its hard negative
             text; class 1 is "match".
-        itm_labels: (3B,); -100 where a row has no possible negative.
+        itm_labels: (3B,), 1 for a match; -100 where there was no negative to draw.
         mlm_logits: (M, vocabulary).
-        negative_image_index, negative_text_index: (B,) which image (text) was drawn for each text (image); over all
-            ranks where negatives are gathered.
-        image_keys, text_keys: (B or ranks * B, projection_dim), what `enqueue` puts into the queues.
-        key_ids: (same rows, 2) image and caption ids, -100 where unknown.
+        negative_image_index, negative_text_index: (B,) row of the image drawn for each text, and of the text drawn for
+            each image; of all ranks' batches where negatives are gathered.
+        image_keys, text_keys: (B or ranks * B, projection_dim), which `enqueue` puts into the queues.
+        key_ids: (as many rows, 2) image and caption ids, -100 where unknown.
         temperature: scalar.
     """
 
@@ -65,9 +65,9 @@ class AlbefForPreTrainingOutput(ModelOutput):
 class AlbefForPreTraining(AlbefAlignmentModel):
     """ALBEF with its three objectives, its momentum copies and its queues (paper, section 3).
 
-    `forward` changes nothing. After each backward pass call `enqueue(output)`; after each optimizer step call
-    `update_momentum()`. `save_pretrained` leaves copies and queues out unless `save_momentum=True`; a checkpoint
-    without them loads with copies equal to its weights and fresh queues.
+    `forward` changes nothing. Call `enqueue(output)` after each backward pass and `update_momentum()` after each
+    optimizer step. `save_pretrained` leaves out copies and queues unless `save_momentum=True`; a checkpoint without
+    them loads with copies equal to its weights and with random queues.
     """
 
     def __init__(self, config: AlbefConfig) -> None:
@@ -78,11 +78,11 @@ class AlbefForPreTraining(AlbefAlignmentModel):
         self.post_init()
 
     def online_modules(self) -> dict[str, nn.Module]:
-        """What the momentum copies follow; the matching head and the temperature have no copy (published code)."""
+        """The modules with momentum copies; the matching head and the temperature have none (published code)."""
         return super().online_modules() | {"cls": self.cls}
 
     def chance_losses(self, batch_size: int) -> dict[str, float]:
-        """The value of each loss for a model that knows nothing. batch_size: pairs that share one contrast."""
+        """See `Trainable.chance_losses`. batch_size: pairs that are contrasted with each other."""
         words = torch.tensor(float(self.config.text_config.vocab_size))
         return super().chance_losses(batch_size) | {"loss_mlm": words.log().item()}
 
@@ -102,18 +102,18 @@ class AlbefForPreTraining(AlbefAlignmentModel):
         return_loss: bool | None = None,
         **kwargs: Any,
     ) -> AlbefForPreTrainingOutput:
-        """The pre-training objectives of B image-text pairs, or contrastive scores where no loss is asked for.
+        """The pre-training losses of B image-text pairs, or contrastive scores alone.
 
         Args:
             input_ids, attention_mask: (B, T); pixel_values: (B, channels, height, width).
             mlm_input_ids, mlm_labels: (B, T), `input_ids` with some tokens masked; their original ids, -100 elsewhere.
-            mlm_positions: (M,), where the flattened labels (B * T) are not -100; left out, they cost a host read.
-            image_ids, caption_ids: (B,) integers; equal ones mark the same image or caption, -100 marks none. Used as
-                `config.same_image` and `config.same_caption` say.
-            negative_draws: (B, 2) uniform in [0, 1): they choose the hard negative image of each text and text of each
-                image. Drawn from torch's generator where left out.
+            mlm_positions: (M,), where the flattened labels (B * T) are not -100. Searched, slowly, where left out.
+            image_ids, caption_ids: (B,) integers, equal for the same image or caption, -100 where unknown. See
+                `config.same_image` and `config.same_caption`.
+            negative_draws: (B, 2) uniform in [0, 1), which determine the hard negative image of each text and text of
+                each image. Drawn from torch's generator where left out.
             alpha: weight of the soft targets; `config.alpha` where left out.
-            return_loss: compute losses; True where `mlm_labels` are given.
+            return_loss: compute losses; where left out, if `mlm_labels` are given.
 
         Raises:
             ValueError: losses of a single pair, of different numbers of images and texts, or without any negative.
@@ -157,7 +157,7 @@ class AlbefForPreTraining(AlbefAlignmentModel):
     def predict_words(
         self, online: Encoded, teacher: Teacher, pairs: Pairs, alpha: float | torch.Tensor
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Masked language modeling with the image (equations 3 and 7): loss, and logits (M, vocabulary)."""
+        """Masked language modeling with the image (equations 3 and 7). Returns: loss; logits (M, vocabulary)."""
         if pairs.mlm_labels is None or online.masked_states is None:
             return None, None
         text_model, labels, positions = self.albef.text_model, pairs.mlm_labels.flatten(), pairs.mlm_positions
@@ -173,7 +173,7 @@ class AlbefForPreTraining(AlbefAlignmentModel):
                 copies, states = self.momentum_copy, teacher.fused_states.flatten(0, 1)[positions]
                 embeddings = copies.text_model.embeddings.word_embeddings.weight
                 teacher_logits = full_precision(copies.cls(states, embeddings))
-        if self.config.gather_negatives:  # one process would divide by the count of the global batch
+        if self.config.gather_negatives:  # divide as one process with the global batch would
             count = mean_over_ranks((labels != IGNORED).sum().to(logits.dtype))
         return mean_cross_entropy(logits, labels, teacher_logits, alpha, count), logits
 

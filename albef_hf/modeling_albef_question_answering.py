@@ -1,7 +1,7 @@
 """ALBEF answering questions about images (Li et al. 2021, https://arxiv.org/abs/2107.07651, section 5, "VQA").
 
-The question is read with the image by the text and fusion encoders; a causal decoder reads the question's states and
-writes the answer.
+Text encoder and fusion encoder read the question with the image; a causal decoder attends to their states and writes
+the answer.
 """
 
 from collections.abc import Sequence
@@ -27,14 +27,14 @@ DEFAULT_ANSWER_TOKENS = 10
 
 @dataclass
 class AlbefForQuestionAnsweringOutput(ModelOutput):
-    """What one step computes. B questions, A answers in all, L answer tokens.
+    """The output for B questions of T tokens with A answers in total, each of L tokens.
 
     Args:
         loss: sum over answers of weight * loss of the answer, divided by B; None without answers.
         loss_per_token: mean over answer tokens of the cross-entropy with the token, unweighted and without gradient.
         answer_logits: (A, L - 1, vocabulary): position i predicts token i + 1.
         answer_labels: (A, L - 1); -100 where padded.
-        question_states: (B, T, hidden_size), what the decoder reads.
+        question_states: (B, T, hidden_size), which the decoder attends to.
     """
 
     loss: torch.Tensor | None = None
@@ -46,10 +46,10 @@ class AlbefForQuestionAnsweringOutput(ModelOutput):
 
 @dataclass
 class AlbefAnswerRanking(ModelOutput):
-    """The k candidate answers kept for each of B questions, best first.
+    """The k best candidate answers to each of B questions, best first.
 
     Args:
-        answer_ids: (B, k), rows of the candidate list.
+        answer_ids: (B, k), rows of the candidates.
         probabilities: (B, k), softmax of the scores over the k.
         log_probabilities: (B, k), log-probability of the whole answer.
     """
@@ -60,9 +60,9 @@ class AlbefAnswerRanking(ModelOutput):
 
 
 class AlbefForQuestionAnswering(AlbefMomentumModel):
-    """Question and image in, answer out: trained on weighted answers, used by ranking a list or by free generation.
+    """Answers questions about images: by ranking a list of answers (`rank_answers`), or in free text (`generate`).
 
-    Started from a pre-training checkpoint, the decoder is a copy of the fusion layers, of the embeddings and of the
+    Loaded from a pre-training checkpoint, the decoder starts as a copy of the fusion layers, the embeddings and the
     vocabulary head, as published.
     """
 
@@ -86,7 +86,7 @@ class AlbefForQuestionAnswering(AlbefMomentumModel):
         return {r"^cls\.": "decoder.cls.", r"^momentum_copy\.cls\.": "momentum_copy.decoder.cls."}
 
     def online_modules(self) -> dict[str, nn.Module]:
-        """What the momentum copies follow: all there is (published code)."""
+        """The modules with momentum copies: all of them (published code)."""
         return {
             "vision_model": self.albef.vision_model,
             "text_model": self.albef.text_model,
@@ -94,10 +94,11 @@ class AlbefForQuestionAnswering(AlbefMomentumModel):
         }
 
     def start_new_parts(self) -> None:
+        """See `AlbefMomentumModel.start_new_parts`."""
         self.decoder.start(self.albef.text_model)
 
     def chance_losses(self, batch_size: int) -> dict[str, float]:
-        """The value of the loss of a token for a model that knows nothing."""
+        """See `Trainable.chance_losses`."""
         return {"loss_per_token": torch.tensor(float(self.config.text_config.vocab_size)).log().item()}
 
     def metrics(self, output: AlbefForQuestionAnsweringOutput) -> dict[str, torch.Tensor]:
@@ -107,7 +108,7 @@ class AlbefForQuestionAnswering(AlbefMomentumModel):
     def encode_question(
         self, input_ids: torch.Tensor, pixel_values: torch.Tensor, attention_mask: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Questions (B, T) with their images -> states (B, T, hidden_size), which the decoder reads."""
+        """Questions (B, T) with their images -> states (B, T, hidden_size), which the decoder attends to."""
         check_pairs(pixel_values, input_ids)
         return self._encode(self.albef.vision_model, self.albef.text_model, input_ids, pixel_values, attention_mask)
 
@@ -141,14 +142,14 @@ class AlbefForQuestionAnswering(AlbefMomentumModel):
             input_ids, attention_mask: (B, T), questions.
             pixel_values: (B, channels, height, width), the image of each.
             answer_input_ids, answer_attention_mask: (A, L), answers from [CLS] to [SEP], padded on the right; first
-                all answers of the first question, then those of the second ...
-            answer_weights: (A,); published: a tenth of how many of ten people gave the answer.
-            answers_per_question: (B,) integers that add up to A; one each where left out.
+                all answers to the first question, then those to the second, and so on.
+            answer_weights: (A,); published: the share of people who gave the answer.
+            answers_per_question: (B,) integers that add up to A; 1 for each question where left out.
             alpha: weight of the soft targets; `config.alpha` where left out.
 
         Raises:
-            ValueError: different numbers of images and questions, answers without weights, or numbers of answers that
-                do not add up.
+            ValueError: different numbers of images and questions, answers without weights, or `answers_per_question`
+                that do not add up to A.
         """
         question_states = self.encode_question(input_ids, pixel_values, attention_mask)
         if answer_input_ids is None:
@@ -166,7 +167,7 @@ class AlbefForQuestionAnswering(AlbefMomentumModel):
         def answer_logits(decoder: AlbefAnswerDecoder, states: torch.Tensor) -> torch.Tensor:
             memory = [(key[owner], value[owner]) for key, value in decoder.project_question(states)]
             mask = None if attention_mask is None else attention_mask[owner]
-            # The last token predicts nothing; no other sees it.
+            # The last token predicts nothing and no other one sees it: leave it out.
             decoded = decoder.decode(answer_input_ids[:, :-1], answer_attention_mask[:, :-1], memory, mask)
             return decoder.predict(decoded)
 
@@ -201,23 +202,23 @@ class AlbefForQuestionAnswering(AlbefMomentumModel):
         k: int = 128,
         batch_size: int = 1024,
     ) -> AlbefAnswerRanking:
-        """The most probable of a list of C answers to each of B questions (section 5; published code).
+        """Rank C candidate answers for each of B questions (section 5; published code).
 
-        The k candidates with the most probable first tokens are kept and scored by their log-probability. The
-        published code adds that of the first token once more; so does this one with `config.published_defects`.
+        The k candidates with the most probable first tokens are kept and ranked by their log-probability. The
+        published code counts the first token twice, and so does this method with `config.published_defects`.
 
         Args:
             input_ids, attention_mask, pixel_values: as in `forward`.
             candidate_input_ids, candidate_attention_mask: (C, L), answers from [CLS] to [SEP], padded on the right.
-            k: candidates scored for each question; at most C.
+            k: candidates scored in full for each question; all of them where C is smaller.
             batch_size: pairs of question and answer that are scored at a time.
 
         Raises:
-            ValueError: no candidates, candidates that do not begin alike, or k below 1.
+            ValueError: there are no candidates, they have different first tokens, or k is below 1.
         """
         if candidate_input_ids.shape[0] == 0 or candidate_input_ids.shape[1] < 2:
             raise ValueError(
-                f"candidate answers need two tokens or more, [CLS] and a word: {tuple(candidate_input_ids.shape)}"
+                f"candidate answers need two tokens or more, [CLS] and a word, not {tuple(candidate_input_ids.shape)}"
             )
         if (candidate_input_ids[:, 0] != candidate_input_ids[0, 0]).any():
             raise ValueError("candidate answers must all begin with the same token, [CLS]")
@@ -261,10 +262,10 @@ class AlbefForQuestionAnswering(AlbefMomentumModel):
         memory: Sequence[KeysValues],
         question_mask: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Log-probability (A,) of each answer; as many answers in a row belong to each question of `memory`."""
+        """Log-probability (A,) of each answer. memory: of questions, each with equally many consecutive answers."""
         states = self.decoder.decode(answers[:, :-1], mask[:, :-1], memory, question_mask)
         counts = mask[:, 1:].to(torch.bool)
-        logits = self.decoder.predict(states[counts])  # real tokens only: a vocabulary is wide
+        logits = self.decoder.predict(states[counts])  # no padding: logits over a vocabulary take memory
         tokens = logits.gather(1, answers[:, 1:][counts][:, None]).squeeze(1) - logits.logsumexp(1)
         scores = torch.zeros(counts.shape, dtype=tokens.dtype, device=tokens.device)
         scores[counts] = tokens
@@ -278,13 +279,14 @@ class AlbefForQuestionAnswering(AlbefMomentumModel):
         attention_mask: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """Free answers to B questions: token ids (B, 1 + new tokens), from [CLS] to [SEP], padded after it.
+        """Write an answer to each of B questions: token ids (B, 1 + new tokens), from [CLS] to [SEP], then padding.
+
+        The question is encoded once. Without a cache, the few tokens of an answer are decoded again for each new one.
 
         Args:
             input_ids, attention_mask, pixel_values: as in `forward`.
-            kwargs: of transformers' `generate`: `max_new_tokens` (10 where left out), `num_beams`, `do_sample`,
-                `num_return_sequences` (rows of a question then follow each other) ... The question is read once;
-                the few tokens of an answer are read again for each new one, without a cache.
+            kwargs: arguments of transformers' `generate`, such as `max_new_tokens` (10 where left out), `num_beams`,
+                `do_sample` or `num_return_sequences` (answers to one question are consecutive rows).
 
         Raises:
             ValueError: a cache is asked for, or the configuration does not say which token begins an answer.
@@ -297,7 +299,7 @@ class AlbefForQuestionAnswering(AlbefMomentumModel):
                 "to the tokenizer's cls_token_id, and eos_token_id to its sep_token_id"
             )
         if kwargs.pop("use_cache", False):
-            raise ValueError("answers are a few tokens long: use_cache is not supported")
+            raise ValueError("use_cache is not supported: answers are only a few tokens long")
         memory = self.decoder.project_question(self.encode_question(input_ids, pixel_values, attention_mask))
         options = {
             "max_new_tokens": None if "max_length" in kwargs else DEFAULT_ANSWER_TOKENS,
@@ -328,12 +330,12 @@ def _check_answers(
     if per_question is None:
         if answers.shape[0] != questions:
             raise ValueError(
-                f"{answers.shape[0]} answers to {questions} questions: answers_per_question must say whose they are"
+                f"{answers.shape[0]} answers to {questions} questions: answers_per_question must say how many each has"
             )
         return
     if per_question.shape != (questions,):
         raise ValueError(f"answers_per_question is {tuple(per_question.shape)}, but there are {questions} questions")
-    # On the host the check costs nothing; on a device it would be a host read in every step.
+    # On a GPU this check would wait for the device in every step.
     if per_question.device.type == "cpu" and int(per_question.sum()) != answers.shape[0]:
         raise ValueError(
             f"answers_per_question add up to {int(per_question.sum())}, but there are {answers.shape[0]} answers"

@@ -15,13 +15,13 @@ from .momentum import MomentumCopy
 
 @dataclass
 class AlbefForImageTextRetrievalOutput(ModelOutput):
-    """What one step of fine-tuning computes. B pairs.
+    """The output for B pairs.
 
     Args:
-        loss: loss_itc + loss_itm; None where no loss was asked for.
-        loss_itc: image-text contrast, its target shared by all texts of an image.
+        loss: loss_itc + loss_itm; None without `return_loss`.
+        loss_itc: image-text contrast; all texts of an image share the target.
         loss_itm: image-text matching with hard negatives of other images.
-        logits_per_image: (images, texts), cosine similarity over temperature, of the online encoders.
+        logits_per_image: (images, texts), cosine similarity of the embeddings divided by the temperature.
         logits_per_text: its transpose.
         image_embeds, text_embeds: unit vectors (B, projection_dim).
         itm_logits, itm_labels, negative_image_index, negative_text_index, image_keys, text_keys, key_ids, temperature:
@@ -46,11 +46,11 @@ class AlbefForImageTextRetrievalOutput(ModelOutput):
 
 
 class AlbefForImageTextRetrieval(AlbefAlignmentModel):
-    """ALBEF fine-tuned with contrast and matching on pairs of which several may show the same image.
+    """ALBEF fine-tuned with contrast and matching on pairs, several of which may have the same image.
 
-    All texts of an image share the target of the contrast, within the batch and the queue, and none of them is its
-    hard negative, whatever `config.same_image` says; `config.same_caption` is followed. The published code does not
-    keep the temperature inside its bounds here; nor does this model with `config.published_defects`.
+    All texts of an image, in the batch and in the queue, share the contrastive target, and none of them is its hard
+    negative: `config.same_image` has no effect here, `config.same_caption` has. The published code does not bound the
+    temperature in this task; with `config.published_defects` this model does not either.
     """
 
     def __init__(self, config: AlbefConfig) -> None:
@@ -78,20 +78,20 @@ class AlbefForImageTextRetrieval(AlbefAlignmentModel):
         return_loss: bool | None = None,
         **kwargs: Any,
     ) -> AlbefForImageTextRetrievalOutput:
-        """Contrast and matching of B image-text pairs, or contrastive scores where no loss is asked for.
+        """The losses of B image-text pairs, or contrastive scores alone.
 
         Args:
             input_ids, attention_mask: (B, T).
-            pixel_values: (B, channels, height, width), one image a text: an image with two texts is given twice.
-            image_ids, caption_ids: (B,) integers; equal ones mark the same image or caption, -100 marks none.
-            negative_draws: (B, 2) uniform in [0, 1): they choose the hard negative image of each text and text of each
-                image. Drawn from torch's generator where left out.
+            pixel_values: (B, channels, height, width), one for each text: an image with two texts is given twice.
+            image_ids, caption_ids: (B,) integers, equal for the same image or caption, -100 where unknown.
+            negative_draws: (B, 2) uniform in [0, 1), which determine the hard negative image of each text and text of
+                each image. Drawn from torch's generator where left out.
             alpha: weight of the soft targets; `config.alpha` where left out.
-            return_loss: compute losses; True where `image_ids` are given.
+            return_loss: compute losses; where left out, if `image_ids` are given.
 
         Raises:
-            ValueError: an image without a text, losses of a single pair, of different numbers of images and texts, or
-                of a batch in which all images are the same.
+            ValueError: neither images nor texts are given; or losses are asked of a single pair, of different numbers
+                of images and texts, or of a batch in which all images are the same.
         """
         if return_loss is None:
             return_loss = image_ids is not None

@@ -1,4 +1,4 @@
-"""BERT as ALBEF uses it: a text encoder below, a fusion encoder with bidirectional cross-attention above.
+"""BERT as ALBEF uses it: the lower layers encode the text, the upper ones fuse it with the image by cross-attention.
 
 Parameter names are BERT's, so that BERT weights load by name.
 """
@@ -23,6 +23,8 @@ from .modeling_albef_loading import AlbefPreTrainedModel, RepeatsFusionLayers
 
 
 class AlbefTextEmbeddings(nn.Module):
+    """Token ids (batch, tokens) -> states (batch, tokens, hidden_size)."""
+
     def __init__(self, config: AlbefTextConfig) -> None:
         super().__init__()
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
@@ -42,7 +44,7 @@ class AlbefTextEmbeddings(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Multi-head attention of queries from text to keys and values from `memory_size`-wide states."""
+    """Multi-head attention from text states (batch, tokens, hidden_size) to states of width `memory_size`."""
 
     def __init__(self, config: AlbefTextConfig, memory_size: int) -> None:
         super().__init__()
@@ -129,11 +131,12 @@ class AlbefTextLayer(GradientCheckpointingLayer):
     """Self-attention, then (in fusion layers) cross-attention to the image, then the feed-forward part.
 
     Args:
-        memory_size: width of what cross-attention attends to; the image tokens' where left out.
+        fuses: whether the layer has cross-attention.
+        memory_size: width of the states that cross-attention attends to; that of image tokens where left out.
 
-    `forward` takes and returns states (batch, tokens, hidden_size). image_keys_values: of one image (or question) a
-    text, or of fewer: then each serves as many texts in a row; memory_mask: for them, where they are padded. queries:
-    compute the first so many positions only; all of them are attended to in any case.
+    `forward` maps states (batch, tokens, hidden_size) to new states. image_keys_values: of one image (or question) for
+    each text, or of fewer: then each is shared by equally many consecutive texts; memory_mask: their mask, if they are
+    padded. queries: compute only this many positions, from the first; all positions are attended to in any case.
     """
 
     def __init__(self, config: AlbefTextConfig, fuses: bool, memory_size: int | None = None) -> None:
@@ -160,7 +163,7 @@ class AlbefTextLayer(GradientCheckpointingLayer):
         hidden_states = self.attention(hidden_states[:, :queries], attention_mask, keys_values, **kwargs)
         if image_keys_values is not None:
             texts, memories = hidden_states.shape[0], image_keys_values[0].shape[0]
-            if texts != memories:  # for cross-attention, texts that share a memory are one long row of queries to it
+            if texts != memories:  # join the queries of texts that share a memory into one sequence
                 hidden_states = hidden_states.unflatten(0, (memories, texts // memories)).flatten(1, 2)
             hidden_states = self.crossattention(hidden_states, memory_mask, image_keys_values, **kwargs)
             if texts != memories:
@@ -179,10 +182,8 @@ class AlbefTextEncoder(nn.Module):
 class AlbefTextModel(RepeatsFusionLayers, AlbefPreTrainedModel):
     """BERT as a text encoder (layers below `fusion_layer`) and a fusion encoder (the layers from there on).
 
-    Parameter names are BERT's, so BERT weights load by name; cross-attention is new.
-
-    With `config.images_per_text` of 2 each fusion layer of the original stands twice, for the first and the second
-    image, and the two share their cross-attention's keys and values (section 5, "NLVR").
+    Parameter names are BERT's, so BERT weights load by name; cross-attention is new. With `config.images_per_text` of
+    2, each fusion layer exists twice, for the first and the second image: see `RepeatsFusionLayers`.
     """
 
     config: AlbefTextConfig  # type: ignore[assignment]
@@ -217,7 +218,7 @@ class AlbefTextModel(RepeatsFusionLayers, AlbefPreTrainedModel):
         return self.encoder.layer[self.config.fusion_layer :]
 
     def _mask(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
-        """(batch, tokens) of 0 and 1 -> what the attention function takes, without looking at its values."""
+        """Mask (batch, tokens) of 0 and 1 -> the mask that the attention function takes. Its values are not read."""
         implementation = self.config._attn_implementation
         if attention_mask is None or attention_mask.dim() != 2:
             return attention_mask
@@ -229,7 +230,7 @@ class AlbefTextModel(RepeatsFusionLayers, AlbefPreTrainedModel):
     def _run(
         self, layers: Any, states: torch.Tensor, mask: Any, memory: Sequence[Any], queries: int | None, **kwargs: Any
     ) -> torch.Tensor:
-        """States through some layers, each with its own memory; the last computes the first `queries` positions."""
+        """Run states through layers, each with its keys and values; the last computes `queries` positions only."""
         mask = self._mask(states, mask)
         for layer, keys_values in zip(layers, memory, strict=True):
             states = layer(states, mask, keys_values, queries if layer is layers[-1] else None, **kwargs)
@@ -240,16 +241,16 @@ class AlbefTextModel(RepeatsFusionLayers, AlbefPreTrainedModel):
     ) -> torch.Tensor:
         """The text encoder: token ids (batch, tokens) -> states (batch, tokens, hidden_size).
 
-        queries: return the first so many positions only (1: the class token).
+        queries: return only this many positions, from the first (1: the class token).
         """
         layers = self.text_layers
         return self._run(layers, self.embeddings(input_ids), attention_mask, [None] * len(layers), queries, **kwargs)
 
     def project_image_tokens(self, image_tokens: torch.Tensor) -> list[KeysValues]:
-        """Keys and values of an image (batch, tokens, encoder_hidden_size) for each fusion layer.
+        """Keys and values of images (batch, tokens, encoder_hidden_size) for each fusion layer.
 
-        They depend on the image alone: compute them once and share them between all the texts it meets. Where texts
-        have two images, each pair of layers shares them too: see `interleave`.
+        They depend on the image alone: compute them once for all texts that it is fused with. Where texts have two
+        images, each pair of layers shares them: see `interleave`.
         """
         layers = self.fusion_layers[:: self.config.images_per_text]
         return [layer.crossattention.self.project(image_tokens) for layer in layers]
@@ -264,8 +265,8 @@ class AlbefTextModel(RepeatsFusionLayers, AlbefPreTrainedModel):
     ) -> torch.Tensor:
         """The fusion encoder: text states (batch, tokens, hidden_size) -> fused states of the same shape.
 
-        image_keys_values: from `project_image_tokens`, one image a text, or fewer that serve as many texts in a row;
-        where a text has several images, from `interleave`. queries: as in `encode_text`.
+        image_keys_values: from `project_image_tokens`, or from `interleave` where a text has several images; of as
+        many images as texts or fewer, see `AlbefTextLayer`. queries: as in `encode_text`.
         """
         given, layers, images = len(image_keys_values), len(self.fusion_layers), self.config.images_per_text
         if given != layers:
@@ -282,7 +283,7 @@ class AlbefTextModel(RepeatsFusionLayers, AlbefPreTrainedModel):
         encoder_hidden_states: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPoolingAndCrossAttentions:
-        """Text alone, or text fused with image tokens where `encoder_hidden_states` (batch, tokens, width) are given,
+        """Encode texts; fuse them with image tokens if `encoder_hidden_states` are given: (batch, tokens, width), or
         (batch, images, tokens, width) where a text has several images.
 
         Attention maps (`output_attentions=True`) need `attn_implementation="eager"`.
@@ -314,7 +315,7 @@ class AlbefPredictionTransform(nn.Module):
 
 
 class AlbefPredictionHead(nn.Module):
-    """BERT's vocabulary head. The decoder is the word embedding table, passed in: nothing to tie, nothing to untie."""
+    """BERT's vocabulary head. `forward` is given the word embeddings as output weights, so none have to be tied."""
 
     def __init__(self, config: AlbefTextConfig) -> None:
         super().__init__()

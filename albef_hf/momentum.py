@@ -1,8 +1,7 @@
-"""The two things that live from step to step: momentum copies and feature queues.
+"""Momentum copies and feature queues: what training carries from step to step besides weights and optimizer state.
 
-Neither moves inside `forward`. Keys enter a queue after the backward pass, and a momentum copy follows its online
-module once per optimizer step, so gradient accumulation, re-computation, evaluation and skipped steps cannot corrupt
-them.
+`forward` changes neither. Keys enter a queue after the backward pass, and a momentum copy follows its online module
+once per optimizer step. So gradient accumulation, recomputed activations and evaluation cannot change them.
 """
 
 import copy
@@ -18,13 +17,13 @@ from .losses import IGNORED
 class MomentumCopy(nn.Module):
     """An exponential moving average of the *parameters* of some modules (MoCo, equation 2; ALBEF, section 3.2).
 
-    The copies carry the names of the modules they follow and never receive a gradient. Buffers (such as running
-    statistics) are the copy's own.
+    Each copy has the name of the module it follows and never receives a gradient. Buffers (such as running statistics)
+    are not averaged: each copy has its own.
 
     Args:
         online: the modules to follow, by name.
 
-    Buffer: `updates` (1,): how often the copies have moved; 0 for copies that are equal to their originals.
+    Buffer: `updates` (1,): how often the copies have moved; 0: they are equal to their originals.
     """
 
     updates: torch.Tensor
@@ -32,15 +31,15 @@ class MomentumCopy(nn.Module):
     def __init__(self, online: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self.register_buffer("updates", torch.zeros(1, dtype=torch.int64))
-        # transformers initializes a module only if it holds a tensor that no checkpoint has filled: `start` hangs on
-        # this one, and so completes copies of which a checkpoint has only a part.
+        # transformers initializes a module only if it holds a tensor that no checkpoint has filled. This one is never
+        # saved, so `start` is always called, and completes copies of which a checkpoint has only a part.
         self.register_buffer("unsaved", torch.empty(0), persistent=False)
         for name, module in online.items():
             self.add_module(name, copy.deepcopy(module))
         self.freeze()
 
     def freeze(self) -> None:
-        """The copies do not train. Loading a checkpoint makes new parameters, which have to be told again."""
+        """Freeze the copies. Call it again after loading a checkpoint, which makes new, trainable parameters."""
         self.requires_grad_(False)
 
     def pairs(self, online: Mapping[str, nn.Module]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -49,7 +48,7 @@ class MomentumCopy(nn.Module):
         if len(copies) != len(originals):
             raise ValueError(
                 f"the online modules have {len(originals)} parameters and their momentum copies {len(copies)}: "
-                "what was put into the model later (an adapter) has no copy, so the copies cannot follow it"
+                "parameters added to the model later, such as an adapter, have no copy and cannot be followed"
             )
         return copies, originals
 
@@ -69,21 +68,21 @@ class MomentumCopy(nn.Module):
 
     @torch.no_grad()
     def start(self, online: Mapping[str, nn.Module]) -> None:
-        """As `reset` for parameters, but whatever was loaded from a checkpoint stays. For use in `_init_weights`."""
+        """Like `reset` for parameters, but those loaded from a checkpoint stay. For use in `_init_weights`."""
         copies, originals = self.pairs(online)
         for copied, original in zip(copies, originals, strict=True):
-            if not original.is_meta:  # a weight that is yet to be tied to another one, as its copy will be
+            if not original.is_meta:  # otherwise it will be tied to another weight later, and so will its copy
                 init.copy_(copied, original)
         init.zeros_(self.updates)
 
 
 class FeatureQueue(nn.Module):
-    """A ring buffer of unit-length feature rows (MoCo, section 3.2). Takes any number of rows at a time.
+    """A ring buffer of unit-length feature rows (MoCo, section 3.2). It takes any number of rows at a time.
 
     Args:
-        size: rows kept. 0 makes a queue that stays empty.
+        size: rows kept; 0: the queue stays empty.
         dim: width of a row.
-        id_columns: integers kept beside each row (image id, caption id ...); rows never filled hold -100.
+        id_columns: integer ids kept with each row (image id, caption id ...); -100 in rows that were never filled.
 
     Buffers: `features` (size, dim), `ids` (size, id_columns), `cursor` (1,): the next slot to write.
     """
@@ -102,7 +101,7 @@ class FeatureQueue(nn.Module):
 
     @torch.no_grad()
     def start(self) -> None:
-        """Random unit rows, as published, without ids. Whatever was loaded from a checkpoint stays."""
+        """Fill with random unit rows, as published, without ids. Rows loaded from a checkpoint stay."""
         random_rows = torch.randn_like(self.features)
         init.copy_(self.features, nn.functional.normalize(random_rows, dim=1))
         init.constant_(self.ids, IGNORED)
@@ -110,8 +109,8 @@ class FeatureQueue(nn.Module):
 
     @torch.no_grad()
     def enqueue(self, rows: torch.Tensor, ids: torch.Tensor | None = None) -> None:
-        """Write rows (n, dim) over the oldest ones, for any n; of more rows than slots the last ones stay.
-        ids: (n, id_columns), -100 ("no id") where left out."""
+        """Write rows (n, dim) over the oldest ones. Of more rows than slots, the last ones are kept.
+        ids: (n, id_columns), -100 ("unknown") where left out."""
         count = rows.shape[0]
         kept = min(count, self.size)
         if kept == 0:

@@ -1,4 +1,4 @@
-"""Pictures and texts as ALBEF was trained on them (published code; the paper leaves all of this out)."""
+"""Preprocessing of pictures and texts as in the published code. The paper does not describe it."""
 
 import copy
 import json
@@ -29,7 +29,7 @@ _SPACES = re.compile(r"\s{2,}")
 
 
 def _cleaning() -> list[normalizers.Normalizer]:
-    """`AlbefProcessor.clean_caption`, but for its limit of words, as steps of a tokenizer."""
+    """`AlbefProcessor.clean_caption` without its limit on words, as normalizers of a tokenizer."""
     deleted, spaced = (normalizers.Replace(Regex(p.pattern), to) for p, to in ((_DELETED, ""), (_SPACED, " ")))
     return [normalizers.Lowercase(), deleted, spaced, normalizers.Replace("<person>", "person")]
 
@@ -48,10 +48,10 @@ def _without_cleaning(normalizer: normalizers.Normalizer | None) -> normalizers.
 
 
 def _with_cleaning(tokenizer: Any) -> PreTrainedTokenizerFast:
-    """A copy that cleans what it is given and is loaded with the ending it has. (The class of BERT's tokenizer puts
-    its own [SEP] back whenever it is loaded.)"""
+    """A copy of the tokenizer that cleans texts itself, and keeps its rule for [SEP] when it is loaded, where BERT's
+    tokenizer class would always add one."""
     backend = copy.deepcopy(tokenizer.backend_tokenizer)
-    backend.no_truncation()  # both are left behind by the last call, and would be saved
+    backend.no_truncation()  # the last call leaves both settings behind, and they would be saved
     backend.no_padding()
     backend.normalizer = normalizers.Sequence(
         [*_cleaning(), *([] if backend.normalizer is None else [backend.normalizer])]
@@ -68,16 +68,19 @@ def _with_cleaning(tokenizer: Any) -> PreTrainedTokenizerFast:
 class AlbefProcessor(SavesCode, ProcessorMixin):
     """Image processor and tokenizer of an ALBEF model, saved with it.
 
-    Pictures are squashed to a square by bicubic interpolation, without a crop, and normalized with CLIP's statistics.
-    Texts are cleaned (`clean_caption`) and end without a [SEP] token: the published tokenizer leaves it out. The saved
-    tokenizer does both by itself, since pipelines use it without this class; `processor.tokenizer` cleans nothing.
+    Pictures are resized to a square by bicubic interpolation, whatever their aspect ratio, and normalized with CLIP's
+    statistics. Texts are cleaned (`clean_caption`) and have no [SEP] token at the end, as published. The saved
+    tokenizer does both by itself, since pipelines use it without this class; `processor.tokenizer` does not clean.
 
     Args:
         image_processor: any transformers image processor.
         tokenizer: a fast WordPiece tokenizer.
-        max_words: a caption is cut after this many words.
-        max_length: tokens of a text, [CLS] included, in `processor(text=...)`.
+        max_words: captions are cut after this many words.
+        max_length: `processor(text=...)` cuts longer texts to this many tokens, [CLS] included.
         add_sep_token: end texts with [SEP], as LAVIS does.
+
+    Raises:
+        ValueError: the tokenizer has no [CLS], [SEP] or [MASK].
     """
 
     def __init__(
@@ -109,7 +112,7 @@ class AlbefProcessor(SavesCode, ProcessorMixin):
 
     @classmethod
     def from_parts(cls, tokenizer: Any, image_size: int, **kwargs: Any) -> "AlbefProcessor":
-        """A processor for square pictures of `image_size` pixels."""
+        """Make a processor for square pictures with sides of `image_size` pixels."""
         image_processor = ViTImageProcessorPil(
             size={"height": image_size, "width": image_size},
             resample=PILImageResampling.BICUBIC,
@@ -121,10 +124,10 @@ class AlbefProcessor(SavesCode, ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        """As in transformers; in a folder that holds a model too, the vocabulary must be that model's.
+        """Load as in transformers. In a folder that also holds a model, the vocabulary must fit that model.
 
         Raises:
-            ValueError: a file that is damaged, or a vocabulary that does not belong to the model; names it.
+            ValueError: a file is damaged, or the vocabulary does not fit the model; names the file.
         """
         folder = Path(str(pretrained_model_name_or_path), kwargs.get("subfolder") or "")
         check_json(folder, ("processor_config.json", "tokenizer_config.json", "tokenizer.json", "config.json"))
@@ -151,19 +154,19 @@ class AlbefProcessor(SavesCode, ProcessorMixin):
         return tuple(self.image_processor.image_std)
 
     def clean_caption(self, caption: str) -> str:
-        """Published clean-up: lower case, punctuation deleted, `-` and `/` to spaces, `max_words` words at most."""
+        """Clean a caption as published: lower case, punctuation deleted, `-` and `/` to spaces, `max_words` words."""
         caption = _SPACED.sub(" ", _DELETED.sub("", caption.lower())).replace("<person>", "person")
         return " ".join(_SPACES.sub(" ", caption).strip().split(" ")[: self.max_words])
 
     def clean_question(self, question: str, train: bool = False) -> str:
-        """As `clean_caption` but for inner spaces, which stay; 30 words in training and 50 in tests."""
+        """Like `clean_caption`, but repeated spaces stay; at most 30 words in training (`train`) and 50 otherwise."""
         question = _SPACED.sub(" ", _DELETED.sub("", question.lower())).rstrip(" ")
         return " ".join(question.split(" ")[: 30 if train else 50])
 
     def tokenize_captions(
         self, captions: Sequence[str], max_length: int = 25, padding: str | bool = "longest"
     ) -> BatchEncoding:
-        """Clean and tokenize: `input_ids` and `attention_mask`, tensors (captions, tokens), cut at `max_length`."""
+        """Clean and tokenize: `input_ids` and `attention_mask` (captions, tokens), at most `max_length` tokens."""
         return self.tokenizer(
             [self.clean_caption(caption) for caption in captions],
             padding=padding,
@@ -176,10 +179,17 @@ class AlbefProcessor(SavesCode, ProcessorMixin):
     def __call__(
         self, images: Any = None, text: str | Sequence[str] | None = None, return_tensors: str = "pt", **kwargs: Any
     ) -> BatchFeature:
-        """Model inputs of pictures, texts or both; their numbers may differ.
+        """Make model inputs from pictures, texts or both; their numbers may differ.
+
+        Args:
+            images: one picture or several, as the image processor takes them.
+            text: one text or several.
+            kwargs: `max_length` and `padding` of the texts.
+
+        Returns: `pixel_values` (pictures, 3, image_size, image_size); `input_ids`, `attention_mask` (texts, tokens).
 
         Raises:
-            ValueError: neither pictures nor texts.
+            ValueError: neither pictures nor texts are given.
         """
         if images is None and text is None:
             raise ValueError("give images, text or both")
@@ -195,10 +205,10 @@ class AlbefProcessor(SavesCode, ProcessorMixin):
         return BatchFeature(features)
 
     def check_text_model(self, config: PreTrainedConfig) -> None:
-        """Does this vocabulary belong to a text model of this configuration?
+        """Check that the vocabulary fits a text model of this configuration.
 
         Raises:
-            ValueError: more tokens than word embeddings, another padding token, or a tokenizer that knows no words.
+            ValueError: there are more tokens than word embeddings, padding differs, or the tokenizer knows no words.
         """
         size = len(self.tokenizer)
         if size > config.vocab_size:
@@ -215,7 +225,7 @@ class AlbefProcessor(SavesCode, ProcessorMixin):
             )
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> Any:
-        """As in transformers, with the code, and a tokenizer that cleans texts."""
+        """Save as in transformers, with the code and with a tokenizer that cleans texts itself."""
         tokenizer = self.tokenizer
         self.tokenizer = _with_cleaning(tokenizer)
         try:

@@ -1,10 +1,10 @@
-"""What a saved folder needs so that every Auto class loads it where this package is not installed."""
+"""What a saved folder needs so that any Auto class loads it where this package is not installed."""
 
 import shutil
 from pathlib import Path
 from typing import Any
 
-# Any folder may be asked for by any Auto class, whichever class saved it.
+# Any Auto class can load any folder, whichever class saved it.
 AUTO_MAP = {
     "AutoConfig": "configuration_albef.AlbefConfig",
     "AutoModel": "modeling_albef.AlbefModel",
@@ -44,25 +44,25 @@ FILES = (
 
 
 def save_code(folder: str | Path) -> None:
-    """Copy the files a saved model is made of into its folder."""
+    """Copy the code that a saved model needs into its folder."""
     here = Path(__file__).parent
     for name in FILES:
-        # Code that itself came from a folder may have left out what it did not need.
+        # Where this code was itself loaded from a saved folder, files that it did not need may be missing.
         if (here / name).exists() and (here / name).resolve() != (Path(folder) / name).resolve():
             shutil.copyfile(here / name, Path(folder) / name)
 
 
 class SavesCode:
-    """For configurations (which every model saves) and processors: what they save or push brings its code along."""
+    """Mixin for configurations (which every model saves) and processors: they save and push their code too."""
 
     saved_auto_map = AUTO_MAP
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> Any:
-        """As in transformers, with the code and the map by which any Auto class loads the folder elsewhere."""
+        """Save as in transformers, with the code and `auto_map`, by which Auto classes find it elsewhere."""
         self.auto_map = dict(self.saved_auto_map)
         written = super().save_pretrained(save_directory)  # type: ignore[misc]
         save_code(save_directory)
-        if push_to_hub:  # not by `super()`, which would upload before the code is there
+        if push_to_hub:  # `super()` would upload before the code is there
             self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)  # type: ignore[attr-defined]
         return written
 

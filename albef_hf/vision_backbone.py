@@ -1,4 +1,4 @@
-"""Any vision model that `AutoModel` loads, behind one pair of outputs: tokens and a pooled vector."""
+"""An adapter that gives any vision model that `AutoModel` loads the same outputs: tokens and a pooled vector."""
 
 import inspect
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_albef import POOLINGS
 
-# Parameters that do not take part in tokens or class and mean pooling: distributed training would wait for them.
+# Parameters that neither tokens nor `cls` and `mean` pooling use: distributed training would wait for their gradients.
 _UNUSED = ("embeddings.mask_token",)
 _UNUSED_WITHOUT_POOLER = ("pooler.", "head.", "timm_model.fc_norm.", "timm_model.attn_pool.")
 
@@ -25,7 +25,7 @@ class VisionBackboneOutput(ModelOutput):
 
 
 def resize_positions(table: torch.Tensor, tokens: int) -> torch.Tensor:
-    """(1, prefix + old grid, width) -> (1, tokens, width): the square grid bicubically, prefix tokens as they are."""
+    """Resize a position table (1, prefix + grid, width) to (1, tokens, width): the square grid bicubically."""
     old = int((table.shape[1] - 1) ** 0.5)
     prefix = table.shape[1] - old * old
     new = int((tokens - prefix) ** 0.5)
@@ -35,19 +35,19 @@ def resize_positions(table: torch.Tensor, tokens: int) -> torch.Tensor:
 
 
 class VisionBackbone(nn.Module):
-    """Adapter from a transformers vision model to tokens and one pooled vector an image.
+    """Adapter from a transformers vision model to tokens and one pooled vector for each image.
 
     Args:
         config: configuration of the backbone (`ViTConfig`, `TimmWrapperConfig`, `Dinov2Config`, `ResNetConfig` ...).
-        pooling: `cls` (first token), `mean` (over patches or the feature map, without class and register tokens), or
-            `pooler` (the backbone's own; an untrained layer in most checkpoints).
+        pooling: `cls` (first token), `mean` (of the patches or the feature map, without class and register tokens), or
+            `pooler` (the backbone's own, which most checkpoints leave untrained).
 
     Attributes:
         backbone: the transformers model. `save_pretrained` on it writes an ordinary folder.
         width: width of a token.
 
     Raises:
-        ValueError: unknown pooling, or `cls` asked of a backbone without a class token.
+        ValueError: the pooling is unknown, or it is `cls` and the backbone has no class token.
     """
 
     def __init__(self, config: PreTrainedConfig, pooling: str = "cls") -> None:
@@ -56,7 +56,7 @@ class VisionBackbone(nn.Module):
             raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, not {pooling!r}")
         self.pooling = pooling
         model_class = MODEL_MAPPING.get(type(config), None)
-        # A pooling layer that nothing uses would be a parameter without gradient.
+        # An unused pooling layer would have parameters without gradient.
         accepted = inspect.signature(model_class).parameters if model_class is not None else {}  # type: ignore[arg-type]
         options = {"add_pooling_layer": pooling == "pooler"} if "add_pooling_layer" in accepted else {}
         self.backbone: PreTrainedModel = AutoModel.from_config(config, **options)
@@ -68,7 +68,7 @@ class VisionBackbone(nn.Module):
         self.freeze()
 
     def freeze(self) -> None:
-        """Parameters that nothing uses do not train."""
+        """Freeze parameters that are not used."""
         unused = _UNUSED if self.pooling == "pooler" else _UNUSED + _UNUSED_WITHOUT_POOLER
         for name, parameter in self.backbone.named_parameters():
             if name.startswith(unused):
@@ -83,7 +83,7 @@ class VisionBackbone(nn.Module):
         return config.hidden_sizes[-1]
 
     def _prefix_tokens(self) -> int:
-        """Class, distillation and register tokens that stand before the patches."""
+        """The number of class, distillation and register tokens before the patches."""
         if self.backbone.config.model_type == "timm_wrapper":
             return int(getattr(self.backbone.timm_model, "num_prefix_tokens", 0))
         count = 0
@@ -95,7 +95,7 @@ class VisionBackbone(nn.Module):
         return count
 
     def forward(self, pixel_values: torch.Tensor) -> VisionBackboneOutput:
-        """pixel_values: (batch, channels, height, width). Position tables are interpolated for other sizes."""
+        """Encode images (batch, channels, height, width). Position tables are interpolated for other image sizes."""
         options = {}
         if self.interpolates:
             size = self.backbone.config.image_size

@@ -1,13 +1,13 @@
-"""What re-ranking costs beside scoring every pair by itself: CPU time, measured in turns, and operations.
+"""Cost of re-ranking, beside scoring every pair by itself: CPU time and floating point operations.
 
 python scripts/benchmark_reranking.py --images 6 --k 64 --image_tokens 577
 
-Fusion layers of the base configuration with random weights; token states are random, lengths of texts are drawn around
-those of COCO captions. Each image meets k texts. Three ways, one after the other for each image:
+The fusion layers are those of the base configuration. Weights and token states are random; the lengths of texts are
+drawn around those of COCO captions. Each image is matched with k texts in three ways, which take turns:
 
-published   the image's tokens are repeated for every text, projected for every pair, texts padded to --max_length
-trimmed     the same, but texts padded to the longest of the k only
-ours        `albef_hf.evaluation.retrieval_ranking.match_shortlists`, which an evaluation calls
+published   image tokens are repeated and projected for every pair, and texts are padded to --max_length
+trimmed     the same, but texts are padded to the longest of the k only
+ours        `albef_hf.evaluation.retrieval_ranking.match_shortlists`, as in an evaluation
 """
 
 import argparse
@@ -27,13 +27,17 @@ from albef_hf.modeling_albef_text import AlbefTextModel
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=6, help="images measured; all ways take turns on each")
-    parser.add_argument("--k", type=int, default=64, help="texts an image meets")
-    parser.add_argument("--image_tokens", type=int, default=577, help="577: 384 pixels in patches of 16")
-    parser.add_argument("--max_length", type=int, default=30, help="tokens that the published evaluation pads to")
-    parser.add_argument("--mean_length", type=float, default=12.5, help="tokens of a text, [CLS] included")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--images", type=int, default=6, help="images to measure")
+    parser.add_argument("--k", type=int, default=64, help="texts that each image is matched with")
+    parser.add_argument(
+        "--image_tokens", type=int, default=577, help="tokens of an image; 577: 384 pixels in patches of 16"
+    )
+    parser.add_argument(
+        "--max_length", type=int, default=30, help="tokens that the published evaluation pads texts to"
+    )
+    parser.add_argument("--mean_length", type=float, default=12.5, help="average tokens of a text, [CLS] included")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights, states and lengths")
     return parser.parse_args()
 
 
@@ -53,13 +57,13 @@ class Fusion(nn.Module):
         return self.itm_head(self.text_model.fuse(states, mask, keys_values, queries=1)[:, 0])
 
     def pairwise(self, tokens: torch.Tensor, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Every pair by itself: the published evaluation."""
+        """Score every pair by itself, as in the published evaluation."""
         keys_values = self.project_image_tokens(tokens.expand(len(states), -1, -1))
         return self.itm_head(self.text_model.fuse(states, mask, keys_values)[:, 0])
 
 
 class Texts:
-    """What `match_shortlists` asks of the texts."""
+    """The texts as `match_shortlists` needs them."""
 
     def __init__(self, states: torch.Tensor, lengths: torch.Tensor) -> None:
         self.kept, self.lengths, self.device = states, lengths, states.device
@@ -71,7 +75,7 @@ class Texts:
 
 
 class Images:
-    """One image, as `match_shortlists` asks for it."""
+    """One image, as `match_shortlists` needs it."""
 
     def __init__(self, tokens: torch.Tensor) -> None:
         self.rows, self.states, self.features = range(1), tokens, tokens.new_zeros(1, 1)
@@ -81,14 +85,14 @@ class Images:
 
 
 def operations(build: Callable[[], Any]) -> int:
-    """Counted on the meta device: nothing is computed."""
+    """Floating point operations, counted on the meta device, where nothing is computed."""
     with torch.device("meta"), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         build()
     return counter.get_total_flops()
 
 
 def count(arguments: argparse.Namespace, lengths: torch.Tensor) -> dict[str, int]:
-    """Multiplications and additions of one image with its k texts in each way."""
+    """Floating point operations of one image with its k texts, in each of the three ways."""
     with torch.device("meta"):
         fusion = Fusion().eval()
 
@@ -135,16 +139,16 @@ def main() -> None:
             texts = Texts(states, drawn.round().clamp(5, arguments.max_length).long())
             every = torch.arange(arguments.k)
             shortlists = every[None], torch.empty(0, 1, dtype=torch.int64)
-            found = {
+            scores = {
                 "ours": timed("ours", lambda: match_shortlists(fusion, Images(tokens), texts, *shortlists)[0][0]),  # type: ignore[arg-type] # noqa: B023
                 "published": timed("published", lambda: fusion.pairwise(tokens, states, texts.attention_mask)[:, 1]),  # noqa: B023
                 "trimmed": timed("trimmed", lambda: fusion.pairwise(tokens, *texts.states(every))[:, 1]),  # noqa: B023
             }
-            largest = max(largest, *(float((found["ours"] - each).abs().max()) for each in found.values()))
+            largest = max(largest, *(float((scores["ours"] - each).abs().max()) for each in scores.values()))
             for name, value in count(arguments, texts.lengths).items():
                 flops[name] += value
     pairs = arguments.images * arguments.k
-    print(f"{arguments.images} images x {arguments.k} texts, {arguments.image_tokens} image tokens, one way a line:")
+    print(f"{arguments.images} images x {arguments.k} texts, {arguments.image_tokens} image tokens:")
     for name, spent in seconds.items():
         print(
             f"{name:10} {1000 * spent / pairs:8.2f} ms of CPU a pair ({spent / seconds['ours']:5.2f} x ours)   "

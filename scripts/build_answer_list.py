@@ -1,9 +1,9 @@
-"""The answers of a training set that a question answering model may give, most frequent first, as a JSON list:
+"""Build the answer list of question answering, a JSON list of the most frequent answers of training data:
 
 python scripts/build_answer_list.py vqa_train.json vqa_val.json --minimum 9 --output answer_list.json
 python scripts/build_answer_list.py OWNER/NAME --columns answers=multiple_choice_answer --most 3128 --output list.json
 
-The published list is not shipped: it has 3,128 answers, and how they were chosen is not said.
+The published list has 3,128 answers. It is not part of this package, and how it was made is not published.
 """
 
 import argparse
@@ -13,12 +13,18 @@ from pathlib import Path
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("datasets", nargs="+", help="JSON lists, Hub ids, or what else `dataset` of a config may be")
-    parser.add_argument("--split", default="train")
-    parser.add_argument("--columns", nargs="*", default=[], metavar="OURS=THEIRS", help="image, question, answers")
-    parser.add_argument("--most", type=int, help="so many answers at most")
-    parser.add_argument("--minimum", type=int, default=1, help="times an answer must have been given")
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("datasets", nargs="+", help="JSON lists, Hub ids, or anything else that `dataset` takes")
+    parser.add_argument("--split", default="train", help="split of the data sets")
+    parser.add_argument(
+        "--columns",
+        nargs="*",
+        default=[],
+        metavar="OURS=THEIRS",
+        help="names of the columns image, question and answers in the data sets",
+    )
+    parser.add_argument("--most", type=int, help="keep at most this many answers; all where left out")
+    parser.add_argument("--minimum", type=int, default=1, help="leave out answers that were given fewer times")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
     return parser.parse_args()
 
 
@@ -36,14 +42,14 @@ def main() -> None:
     for dataset in arguments.datasets:
         table = QuestionAnswering.load(dataset, columns=columns, split=arguments.split)
         if "answers" not in table.column_names:
-            raise ValueError(f"{dataset} has no answers: say which column with --columns answers=NAME")
+            raise ValueError(f"{dataset} has no answers: name their column by --columns answers=NAME")
         rows += [{"answers": answers_of(row)} for row in table.select_columns(["answers"])]
     answers = most_frequent_answers(rows, arguments.most, arguments.minimum)
     if not answers:
         raise ValueError(f"no answer was given {arguments.minimum} times: lower --minimum")
     arguments.output.write_text(json.dumps(answers, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
     print(
-        f"{arguments.output}: {len(answers):,} answers, which answer {answer_coverage(rows, answers):.2%} of questions"
+        f"{arguments.output}: {len(answers):,} answers, which cover {answer_coverage(rows, answers):.2%} of questions"
     )
 
 

@@ -2,8 +2,8 @@
 
 python scripts/compare_backbones.py configs/emoji.yaml --backbones runs/compare_emoji/*-1/model --epochs 10
 
-The config is one of `scripts/pretrain.py`; its image encoder gives way to the backbone's architecture. What has been
-run is not run again. Any further flag goes to every run.
+The config is one for `scripts/pretrain.py`; its image encoder is replaced by the architecture of the backbones.
+Finished runs are not repeated. Any further flags are passed to every run.
 """
 
 import argparse
@@ -25,10 +25,10 @@ METRICS = {
 
 
 def architecture(backbone: Path) -> dict[str, Any]:
-    """The configuration of a folder without what belongs to its file.
+    """The fields of a folder's configuration that describe the architecture.
 
     Raises:
-        ValueError: no such backbone.
+        ValueError: there is no such backbone.
     """
     path = backbone / "config.json"
     if not path.is_file():
@@ -39,28 +39,30 @@ def architecture(backbone: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", type=Path)
+    parser.add_argument("config", type=Path, help="YAML file for scripts/pretrain.py")
     parser.add_argument("--backbones", nargs="+", type=Path, required=True, help="model folders of image-only runs")
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/compare_backbones"))
-    own, flags = parser.parse_known_args()
-    shape = architecture(own.backbones[0])
-    for backbone in own.backbones[1:]:
+    parser.add_argument(
+        "--output_dir", type=Path, default=Path("runs/compare_backbones"), help="folder of the runs and of table.md"
+    )
+    options, flags = parser.parse_known_args()
+    shape = architecture(options.backbones[0])
+    for backbone in options.backbones[1:]:
         if architecture(backbone) != shape:
-            raise ValueError(f"{backbone} and {own.backbones[0]} differ in architecture: nothing to compare")
-    config = yaml.safe_load(own.config.read_text(encoding="utf-8"))
-    own.output_dir.mkdir(parents=True, exist_ok=True)
+            raise ValueError(f"{backbone} and {options.backbones[0]} differ in architecture: nothing to compare")
+    config = yaml.safe_load(options.config.read_text(encoding="utf-8"))
+    options.output_dir.mkdir(parents=True, exist_ok=True)
     starts: dict[str, dict[str, Any]] = {"random weights": {"vision_config": shape}}
-    starts |= {path.parent.name: {"vision_config": {}, "vision_model": str(path)} for path in own.backbones}
+    starts |= {path.parent.name: {"vision_config": {}, "vision_model": str(path)} for path in options.backbones}
     rows = []
     for name, start in starts.items():
-        place = own.output_dir / name.replace(" ", "_")
-        if not (place / "report.html").is_file():
-            description = place.with_suffix(".yaml")
-            description.write_text(yaml.safe_dump({**config, **start}), encoding="utf-8")
-            run("pretrain.py", description, "--output_dir", place, *flags)
-        rows.append({"name": name, **read_log(place / "log.jsonl").evaluations[-1]["metrics"]})
+        run_folder = options.output_dir / name.replace(" ", "_")
+        if not (run_folder / "report.html").is_file():
+            run_config = run_folder.with_suffix(".yaml")
+            run_config.write_text(yaml.safe_dump({**config, **start}), encoding="utf-8")
+            run("pretrain.py", run_config, "--output_dir", run_folder, *flags)
+        rows.append({"name": name, **read_log(run_folder / "log.jsonl").evaluations[-1]["metrics"]})
     text = table(rows, METRICS, "image encoder started from")
-    (own.output_dir / "table.md").write_text(text, encoding="utf-8")
+    (options.output_dir / "table.md").write_text(text, encoding="utf-8")
     print(text)
 
 

@@ -1,10 +1,10 @@
-"""Run every image-only method of a config over several seeds, and write one table:
+"""Run every image-only method of a config with several seeds, and write one table:
 
 python scripts/compare_image_methods.py configs/compare_emoji.yaml --seeds 1 2 3
 
-The config is one of `scripts/pretrain.py` with `methods` beside it: for each method the arguments that are its own.
-Each run is a run folder under `output_dir`; the baselines (raw pixels, the same network untrained, the same network
-trained with labels for `supervised_epochs`) are measured with the same seeds. What has been run is not run again.
+The config is one for `scripts/pretrain.py` with `methods` added: the arguments that each method sets itself. Each run
+has its run folder under `output_dir`. The baselines (raw pixels, the same network untrained, the same network trained
+with labels for `supervised_epochs`) are measured with the same seeds. Finished runs are not repeated.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import yaml
 from albef_hf.reporting.log import read_log
 
 SCRIPTS = Path(__file__).resolve().parent
-COLUMNS = {"knn_20": "20 neighbours", "knn_200": "200 neighbours", "logistic_regression": "logistic regression"}
+COLUMNS = {"knn_20": "20 neighbors", "knn_200": "200 neighbors", "logistic_regression": "logistic regression"}
 
 
 def run(script: str, *arguments: Any) -> None:
@@ -30,31 +30,37 @@ def run(script: str, *arguments: Any) -> None:
 
 
 def measure(config: dict[str, Any], seeds: list[int], folder: Path) -> list[dict[str, Any]]:
-    """A row {name, seed, accuracies} for every method, baseline and seed."""
+    """Run what is missing. Returns: a row {name, seed, accuracies} for every method, baseline and seed."""
     methods, epochs = config.pop("methods"), config.pop("supervised_epochs")
     folder.mkdir(parents=True, exist_ok=True)
-    found = []
+    rows = []
     for seed in seeds:
-        for name, own in methods.items():
-            place, description = folder / f"{name}-{seed}", folder / f"{name}.yaml"
-            if not (place / "report.html").is_file():
-                description.write_text(yaml.safe_dump({**config, "method": name, **own}), encoding="utf-8")
-                run("pretrain.py", description, "--seed", seed, "--output_dir", place)
-            found.append({"name": name, "seed": seed, **read_log(place / "log.jsonl").evaluations[-1]["metrics"]})
-        baselines, description = folder / f"baselines-{seed}.jsonl", folder / "baselines.yaml"
+        for name, options in methods.items():
+            run_folder, run_config = folder / f"{name}-{seed}", folder / f"{name}.yaml"
+            if not (run_folder / "report.html").is_file():
+                run_config.write_text(yaml.safe_dump({**config, "method": name, **options}), encoding="utf-8")
+                run("pretrain.py", run_config, "--seed", seed, "--output_dir", run_folder)
+            metrics = read_log(run_folder / "log.jsonl").evaluations[-1]["metrics"]
+            rows.append({"name": name, "seed": seed, **metrics})
+        baselines, run_config = folder / f"baselines-{seed}.jsonl", folder / "baselines.yaml"
         if not baselines.is_file():
-            description.write_text(yaml.safe_dump(config), encoding="utf-8")
+            run_config.write_text(yaml.safe_dump(config), encoding="utf-8")
             partial = baselines.with_suffix(".partial")
             partial.unlink(missing_ok=True)
-            options = ("--baselines", "--supervised_epochs", epochs, "--seed", seed, "--output", partial)
-            run("evaluate_features.py", description, *options)
+            flags = ("--baselines", "--supervised_epochs", epochs, "--seed", seed, "--output", partial)
+            run("evaluate_features.py", run_config, *flags)
             os.replace(partial, baselines)
-        found += [json.loads(line) for line in baselines.read_text().splitlines()]
-    return found
+        rows += [json.loads(line) for line in baselines.read_text().splitlines()]
+    return rows
 
 
 def table(rows: list[dict[str, Any]], columns: dict[str, str], what: str) -> str:
-    """Mean and (of several seeds) standard deviation in percent, as Markdown. columns: of a row, and their titles."""
+    """A Markdown table of means in percent, with the standard deviation over seeds where there are several.
+
+    Args:
+        columns: key in a row -> title of the column.
+        what: title of the first column, which has the names.
+    """
     lines = [f"| {what} | " + " | ".join(columns.values()) + " |", "|---" * (1 + len(columns)) + "|"]
     for name in dict.fromkeys(row["name"] for row in rows):
         cells = []
@@ -68,15 +74,15 @@ def table(rows: list[dict[str, Any]], columns: dict[str, str], what: str) -> str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", type=Path)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    own = parser.parse_args()
-    config = yaml.safe_load(own.config.read_text(encoding="utf-8"))
+    parser.add_argument("config", type=Path, help="YAML file such as configs/compare_emoji.yaml")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="seeds of the runs")
+    options = parser.parse_args()
+    config = yaml.safe_load(options.config.read_text(encoding="utf-8"))
     for key in ("methods", "supervised_epochs", "output_dir"):
         if key not in config:
-            raise ValueError(f"{own.config}: {key} is missing")
+            raise ValueError(f"{options.config}: {key} is missing")
     folder = Path(config.pop("output_dir"))
-    rows = measure(config, own.seeds, folder)
+    rows = measure(config, options.seeds, folder)
     text = table(rows, COLUMNS, "features")
     (folder / "table.md").write_text(text, encoding="utf-8")
     print(text)

@@ -1,10 +1,10 @@
-"""Published ALBEF weights to a folder of ours, and back:
+"""Convert published ALBEF weights to a model folder, and back:
 
 python scripts/convert_checkpoint.py ALBEF.pth runs/albef_14m --verify
 python scripts/convert_checkpoint.py mscoco.pth runs/albef_coco
 python scripts/convert_checkpoint.py runs/albef_coco/ albef_coco.pth --export
 
-The task is read from the names, sizes from the shapes. docs/checkpoints.md says which files there are.
+The task is read from the names of the weights, and sizes from their shapes. docs/checkpoints.md lists the files.
 """
 
 import argparse
@@ -17,21 +17,29 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help=".pth, .pt or .safetensors file; with --export a model folder")
     parser.add_argument("target", type=Path, help="folder to write; with --export a .pth or .safetensors file")
-    parser.add_argument("--export", action="store_true", help="our folder -> published names")
-    parser.add_argument("--task", help="where the names do not tell, for example visual_entailment")
-    parser.add_argument("--vision_heads", type=int, help="attention heads of the image encoder (width / 64)")
-    parser.add_argument("--text_heads", type=int, help="attention heads of the text encoder (width / 64)")
-    parser.add_argument("--image_size", type=int, help="pixels the model will see; resizes its position table")
+    parser.add_argument("--export", action="store_true", help="convert a model folder to published names")
+    parser.add_argument("--task", help="task of the weights, where their names do not show it, e.g. visual_entailment")
+    parser.add_argument(
+        "--vision_heads", type=int, help="attention heads of the image encoder; width / 64 where left out"
+    )
+    parser.add_argument(
+        "--text_heads", type=int, help="attention heads of the text encoder; width / 64 where left out"
+    )
+    parser.add_argument(
+        "--image_size", type=int, help="height and width of pictures, pixels; resizes the position table"
+    )
     parser.add_argument("--ignore", nargs="*", default=[], metavar="PREFIX", help="published names to leave out")
-    parser.add_argument("--without_momentum", action="store_true", help="leave momentum copies and queues out")
-    parser.add_argument("--tokenizer", help="`wordpiece`, a folder or a Hub id; `wordpiece` for BERT's vocabulary")
+    parser.add_argument("--without_momentum", action="store_true", help="leave out momentum copies and queues")
+    parser.add_argument(
+        "--tokenizer", help="folder, Hub id, or wordpiece; where left out, wordpiece for BERT's vocabulary"
+    )
     parser.add_argument("--add_sep_token", action="store_true", help="texts end with [SEP], as in LAVIS")
     parser.add_argument(
         "--verify",
         nargs="?",
         const="",
         metavar="FILE",
-        help="compare outputs with a file, or show those of a fixed input",
+        help="compare outputs with those in FILE; without FILE, show outputs for a fixed input",
     )
     return parser.parse_args(argv)
 
@@ -56,7 +64,7 @@ def convert(arguments: argparse.Namespace) -> None:
     if tokenizer is None and text.vocab_size == 30522:
         tokenizer = "wordpiece"
     if tokenizer is None:
-        print("no processor saved: name the vocabulary with --tokenizer")
+        print("no processor was saved: name its vocabulary with --tokenizer")
     else:
         size = model.config.vision_config.image_size
         parts = load_tokenizer(tokenizer), size
@@ -86,18 +94,18 @@ def export(arguments: argparse.Namespace) -> None:
     if not (arguments.source / "config.json").is_file():
         raise ValueError(f"{arguments.source} is no model folder: it has no config.json")
     config = AutoConfig.from_pretrained(arguments.source)
-    kinds = {name: task for task, (_, name) in MODELS.items()}
+    tasks = {name: task for task, (_, name) in MODELS.items()}
     name = next(iter(config.architectures or ()), None)
-    if name not in kinds:
-        raise ValueError(f"{arguments.source} holds {name}, which has no published layout; {', '.join(kinds)} have")
-    model = model_class(kinds[name]).from_pretrained(arguments.source)
+    if name not in tasks:
+        raise ValueError(f"{arguments.source} holds {name}, which has no published layout; {', '.join(tasks)} have")
+    model = model_class(tasks[name]).from_pretrained(arguments.source)
     state = export_original_checkpoint(model, momentum=not arguments.without_momentum)
     arguments.target.parent.mkdir(parents=True, exist_ok=True)
-    if arguments.target.suffix == ".safetensors":  # which has no two names for one tensor
+    if arguments.target.suffix == ".safetensors":  # where a tensor cannot have two names
         save_file({key: tensor.clone().contiguous() for key, tensor in state.items()}, arguments.target)
     else:
         torch.save({"model": state}, arguments.target)
-    print(f"{kinds[name]}: {len(state)} names written to {arguments.target}")
+    print(f"{tasks[name]}: {len(state)} names written to {arguments.target}")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Published image-only weights to a folder that `AutoModel` loads:
+"""Convert published image-only weights to a folder that `AutoModel` loads:
 
 python scripts/convert_image_checkpoint.py moco_v2_800ep_pretrain.pth.tar runs/moco_v2/model
 python scripts/convert_image_checkpoint.py pretrain_res50x1.pkl runs/byol/model
@@ -14,9 +14,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help="MoCo, Barlow Twins, BYOL (.pkl), DeiT or timm ViT file")
     parser.add_argument("target", type=Path, help="folder to write")
-    parser.add_argument("--heads", type=int, help="attention heads of a DeiT or timm ViT (width / 64)")
+    parser.add_argument("--heads", type=int, help="attention heads of a DeiT or timm ViT; width / 64 where left out")
     parser.add_argument(
-        "--image_size", type=int, help="pixels a DeiT or timm ViT will see; resizes its position table"
+        "--image_size",
+        type=int,
+        help="for a DeiT or timm ViT: height and width of pictures, pixels; resizes the position table",
     )
     return parser.parse_args(argv)
 

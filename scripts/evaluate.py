@@ -1,4 +1,4 @@
-"""Measure a saved model of any task on the tests of a configuration:
+"""Measure a saved model of a task on the tests of a configuration:
 
 accelerate launch scripts/evaluate.py configs/emoji_vqa.yaml --model runs/emoji_vqa/model --output_dir runs/again
 accelerate launch scripts/evaluate.py configs/retrieval_coco.yaml --model OWNER/NAME --protocol coco-fine-tuned
@@ -13,7 +13,7 @@ from albef_hf.training.task_arguments import TASK_GROUPS
 def main() -> None:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--model", help="folder or Hub id of the model to measure")
-    parser.add_argument("--protocol", help="how a published retrieval figure is measured, see docs/downstream.md")
+    parser.add_argument("--protocol", help="protocol of a published retrieval result, see docs/downstream.md")
     options, rest = parser.parse_known_args()
     _, data_arguments, arguments, task_arguments = parse_arguments(rest, TASK_GROUPS)
     if options.model is None:

@@ -1,4 +1,4 @@
-"""Fine-tune on a downstream task, which `task` of the configuration names:
+"""Fine-tune on the downstream task that `task` in the configuration names:
 
 accelerate launch scripts/finetune.py configs/emoji_vqa.yaml [--key value ...]
 """

@@ -1,4 +1,4 @@
-"""`finetune.py` for the tasks that train a model of retrieval, which are retrieval and grounding:
+"""`finetune.py` for the two tasks that train a retrieval model, retrieval and grounding:
 
 accelerate launch scripts/finetune_retrieval.py configs/emoji_retrieval.yaml [--key value ...]
 """

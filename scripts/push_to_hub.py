@@ -3,7 +3,7 @@
 python scripts/push_to_hub.py runs/quickstart --repo_id NAME/albef-emoji --dry_run
 python scripts/push_to_hub.py runs/quickstart --repo_id NAME/albef-emoji
 
-The folder is a run or a model folder. --dry_run writes the exact folder that would be uploaded and uploads nothing.
+The folder is a run folder or a model folder. --dry_run writes the folder that would be uploaded, and uploads nothing.
 """
 
 import argparse
@@ -13,11 +13,16 @@ from pathlib import Path
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="of a run or of a model")
+    parser.add_argument("folder", type=Path, help="run folder or model folder")
     parser.add_argument("--repo_id", required=True, help="OWNER/NAME on the Hub")
-    parser.add_argument("--public", action="store_true", help="anybody may see it; private where left out")
+    parser.add_argument("--public", action="store_true", help="make the repository public; private where left out")
     parser.add_argument(
-        "--dry_run", nargs="?", const=Path("upload"), type=Path, metavar="FOLDER", help="only write FOLDER (upload)"
+        "--dry_run",
+        nargs="?",
+        const=Path("upload"),
+        type=Path,
+        metavar="FOLDER",
+        help="upload nothing, but write FOLDER (default: upload)",
     )
     options = parser.parse_args()
 

@@ -1,10 +1,9 @@
-"""Each emoji task from a pre-trained model and from scratch over several seeds, beside what needs no model:
+"""Fine-tune on each emoji task from a pre-trained model and from scratch with several seeds, beside baselines:
 
 python scripts/run_emoji_tasks.py --model runs/emoji/model --seeds 1 2 3
 
-Each run is a run folder under `--output_dir`; what has been run is not run again. Figures are of test data, by the
-weights that validation chose; every test of a config has a row. What follows `--` goes to every run:
-`-- --max_steps 50`.
+Each run has its run folder under `--output_dir`. Finished runs are not repeated. The table has a row for every test of
+a config, measured with the weights that validation chose. Flags after `--` go to every run: `-- --max_steps 50`.
 """
 
 import argparse
@@ -34,10 +33,10 @@ def run_task(name: str, model: str, seed: int, folder: Path, flags: list[str]) -
 def measure(
     names: list[str], starts: dict[str, str], seeds: list[int], folder: Path, flags: list[str]
 ) -> dict[str, Any]:
-    """For each test of each task the figures of each start, one a seed, and the baselines.
+    """For each test of each task, the metric of each start for every seed, and the baselines.
 
     Args:
-        starts: what to call a start -> its `model_path`; `null` is from scratch.
+        starts: name of a start -> its `model_path`; `null` is from scratch.
     """
     figures: dict[str, Any] = {}
     for name in names:
@@ -55,7 +54,7 @@ def measure(
 
 
 def table(figures: dict[str, Any]) -> str:
-    """Mean and standard deviation over seeds, in percent, as Markdown; baselines are of the test data."""
+    """A Markdown table of means and standard deviations over seeds, in percent, with the baselines."""
     starts = list(dict.fromkeys(start for row in figures.values() for start in row["starts"]))
     lines = ["| task, test | " + " | ".join(starts) + " | without a model |", "|---" * (2 + len(starts)) + "|"]
     for name, row in figures.items():
@@ -72,10 +71,10 @@ def table(figures: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="runs/emoji/model", help="folder or Hub id of a pre-trained model")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/emoji_tasks"))
-    parser.add_argument("flags", nargs="*", help="for every run, after --")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="seeds of the runs")
+    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS), help="configs to run")
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/emoji_tasks"), help="folder of the runs")
+    parser.add_argument("flags", nargs="*", help="flags for every run, after --")
     arguments = parser.parse_args()
     starts = {"pre-trained": arguments.model, "from scratch": "null"}
     text = table(measure(arguments.tasks, starts, arguments.seeds, arguments.output_dir, arguments.flags))

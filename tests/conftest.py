@@ -1,4 +1,4 @@
-"""Everything runs without a network, on one thread a process."""
+"""Tests run without a network, and with one thread in each process."""
 
 import os
 import socket
@@ -16,7 +16,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture
 def no_pauses(monkeypatch):
-    """`datasets` waits five seconds after each Parquet stream, lest threads outlive the process (arrow 45214)."""
+    """Without the five seconds that `datasets` waits after each Parquet stream for its threads (arrow 45214)."""
     import datasets
 
     monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
@@ -24,7 +24,7 @@ def no_pauses(monkeypatch):
 
 @pytest.fixture(scope="session")
 def processor():
-    """BERT's English words, pictures of 32 pixels."""
+    """A processor with BERT's English vocabulary, for pictures of 32 pixels."""
     from albef_hf import AlbefProcessor
     from albef_hf.training.initialization import load_tokenizer
 
@@ -33,7 +33,7 @@ def processor():
 
 @pytest.fixture(scope="session")
 def model_folder(processor, tmp_path_factory):
-    """A small untrained model and its processor, saved. Not to be changed."""
+    """A folder with a small untrained model and its processor. Tests must not change it."""
     from helpers import tiny_model
 
     folder = tmp_path_factory.mktemp("model")

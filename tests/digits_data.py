@@ -1,4 +1,4 @@
-"""The digits as batches of two views, cut and colored as tensors: fast enough to train ten models in the tests."""
+"""The digits as batches of two views, augmented as tensors: fast enough to train ten models in the tests."""
 
 import math
 
@@ -20,7 +20,7 @@ def load(part):
 
 
 def crop(pixels, recipe, generator):
-    """A random box of each picture, resized to the whole."""
+    """Cut a random box from each picture and resize it to the size of the picture."""
     draws = torch.rand(len(pixels), 4, generator=generator)
     low, high = recipe.scale
     side = (low + (high - low) * draws[:, 0]).sqrt()
@@ -34,10 +34,10 @@ def crop(pixels, recipe, generator):
 
 
 class DigitBatches:
-    """What the loop takes for `TrainingData`; with labels, for a supervised run.
+    """In place of `TrainingData`; with labels, for a supervised run.
 
-    The recipe never mirrors, and mixes colors and makes half of the views gray, so that colors cannot help: a
-    network without convolutions else tells pictures apart by them for hundreds of steps.
+    The recipe does not mirror. It permutes color channels and makes half of the views gray, so that colors do not
+    help: otherwise a network without convolutions would tell pictures apart by color for hundreds of steps.
     """
 
     def __init__(self, pixels, seed, batch_size=128, labels=None):
@@ -56,9 +56,9 @@ class DigitBatches:
     def batches(self, start=0):
         step = start
         while True:
-            epoch, place = divmod(step, self.steps_per_epoch)
+            epoch, batch = divmod(step, self.steps_per_epoch)
             order = np.random.default_rng([self.seed, 0, epoch]).permutation(self.rows)
-            rows = order[place * self.batch_size : (place + 1) * self.batch_size]
+            rows = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             own = np.random.default_rng([self.seed, 1, step])
             generator = torch.Generator().manual_seed(int(own.integers(2**62)))
             views = [self.view(self.pixels[rows], own, generator) for _ in range(2)]
@@ -72,7 +72,7 @@ class DigitBatches:
 
 
 @torch.no_grad()
-def nearest_neighbours(backbone, parts):
+def nearest_neighbors(backbone, parts):
     """Accuracy (k 20, temperature 0.07) of the online encoder, in percent."""
     training = backbone.training
     backbone.eval()

@@ -1,4 +1,4 @@
-"""One rank of a process group: run training steps on its share of a global batch and report what came out."""
+"""One rank of a process group: run training steps on its share of a global batch and save the results."""
 
 import sys
 from pathlib import Path

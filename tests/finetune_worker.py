@@ -1,4 +1,4 @@
-"""One rank of a process group that fine-tunes retrieval by the script: folder/run.yaml says how."""
+"""One rank of a process group that fine-tunes retrieval with the script and the configuration folder/run.yaml."""
 
 import os
 import runpy
@@ -13,7 +13,10 @@ if __name__ == "__main__":
     folder, rank, ranks = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
     torch.set_num_threads(1)
     os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "ACCELERATE_USE_CPU": "true"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # for those who ask; the file is where ranks meet
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "0",
+    }  # some code reads these; the ranks meet through the file
     rendezvous = f"file://{folder / 'rendezvous'}"
     dist.init_process_group("gloo", init_method=rendezvous, rank=int(rank), world_size=int(ranks))
     scripts = Path(__file__).parent.parent / "scripts"

@@ -49,7 +49,7 @@ def tiny_config(**changes) -> AlbefConfig:
 
 
 def shallow_model(**text) -> AlbefForPreTraining:
-    """One layer of each kind, for what takes its time a layer: tracing and compiling."""
+    """A model with one layer of each type, for tracing and compiling, which take long for every layer."""
     vision = tiny_config().vision_config.to_dict() | {"num_hidden_layers": 1}
     return tiny_model(vision_config=vision, text_config={"num_hidden_layers": 2, "fusion_layer": 1, **text})
 
@@ -60,7 +60,7 @@ def tiny_model(seed: int = 0, **changes) -> AlbefForPreTraining:
 
 
 def tiny_batch(size: int = 4, length: int = 9, seed: int = 0, image_size: int = 32, vocabulary: int = 60) -> dict:
-    """A batch with every key the collator makes. The last row is padded."""
+    """A batch with every key that the collator makes. The last row is padded."""
     generator = torch.Generator().manual_seed(seed)
     input_ids = torch.randint(5, vocabulary, (size, length), generator=generator)
     input_ids[:, 0] = 2
@@ -103,7 +103,7 @@ def answers(questions: int = 4, length: int = 5, seed: int = 0, vocabulary: int 
 
 
 def run_two_ranks(worker: Path, folder: Path) -> list[dict[str, torch.Tensor]]:
-    """What a worker script (folder, rank, ranks) saves as rank0 and rank1 in a group of two processes."""
+    """Run a worker script (folder, rank, ranks) in two processes; return what they save as rank0 and rank1."""
     environment = {**os.environ, "PYTHONPATH": str(worker.parent.parent), "OMP_NUM_THREADS": "1"}
     workers = [
         subprocess.Popen(
@@ -126,7 +126,7 @@ def to_double(batch: dict) -> dict:
 
 
 def load_reference(name: str) -> tuple[dict, dict, dict, dict]:
-    """(state under published names, inputs, expected outputs, sizes) of one recorded file."""
+    """Read a recorded file: the state under published names, inputs, expected outputs, and sizes."""
     path = FIXTURES / f"{name}.safetensors"
     tensors = load_file(path)
     with safe_open(path, "pt") as handle:
@@ -139,7 +139,7 @@ def load_reference(name: str) -> tuple[dict, dict, dict, dict]:
 
 
 def published_shapes(task: str, file: str = "published_keys.json") -> dict[str, list[int]]:
-    """Names and shapes of a published layout. The fixture writes numbered layers as {first-last}."""
+    """Names and shapes of a published layout. The fixture abbreviates numbered layers as {first-last}."""
     shapes = {}
     for name, shape in json.loads((FIXTURES / file).read_text())[task].items():
         layers = re.search(r"\{(\d+)-(\d+)\}", name)
@@ -149,7 +149,7 @@ def published_shapes(task: str, file: str = "published_keys.json") -> dict[str, 
 
 
 def published_state(task: str) -> dict[str, torch.Tensor]:
-    """A published layout at full size, without memory."""
+    """A published layout at full size on the meta device, which takes no memory."""
     whole = ("position_ids", "queue_ptr", "idx_queue")
     return {
         name: torch.empty(shape, dtype=torch.int64 if name.endswith(whole) else torch.float32, device="meta")
@@ -158,18 +158,18 @@ def published_state(task: str) -> dict[str, torch.Tensor]:
 
 
 def assert_exact(actual: torch.Tensor, expected: torch.Tensor, name: str) -> None:
-    """float64 values: 1e-9 absolute. float32 values: 1e-6 of the tensor's norm."""
+    """float64 values must agree to 1e-9 absolute, float32 values to 1e-6 of the tensor's norm."""
     assert actual.shape == expected.shape, name
     if expected.dtype == torch.float64:
         assert (actual - expected).abs().max() <= 1e-9, name
     else:
         expected = expected.double()
-        # A key's bias shifts all scores of a query alike, so its true gradient is 0: both sides hold rounding noise.
+        # A key's bias shifts all scores of a query alike, so its true gradient is 0 and both are rounding noise.
         assert (actual.double() - expected).norm() <= max(1e-6 * expected.norm(), 1e-12), name
 
 
 def reference_model(state: dict, sizes: dict, attention: str = "sdpa") -> PreTrainedModel:
-    """A recorded state as our model, in float64 and training mode (its dropout is 0)."""
+    """Load a recorded state into our model, in float64 and training mode (with dropout 0)."""
     config = infer_config(state, vision_heads=int(sizes["vision_heads"]), text_heads=int(sizes["text_heads"]))
     config.text_config.hidden_dropout_prob = config.text_config.attention_probs_dropout_prob = 0.0
     model = load_original_checkpoint(state, config).double()

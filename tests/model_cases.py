@@ -1,4 +1,4 @@
-"""Every model class in small: how it is built, what it is fed, and what it gives. A row of `CASES` each."""
+"""Every model class in small: how to build it, what to feed it, and what it returns. Each has a row in `CASES`."""
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -36,22 +36,22 @@ TEXT = ("input_ids", "attention_mask", "mlm_input_ids", "mlm_labels")
 # -- models -----------------------------------------------------------------------------------------------------------
 
 
-def new(kind: type, **changes) -> PreTrainedModel:
+def new(model_class: type, **changes) -> PreTrainedModel:
     """A small model with seeded weights."""
     config = tiny_config(**changes)
-    if kind in (AlbefTextModel, AlbefAnswerDecoder):
+    if model_class in (AlbefTextModel, AlbefAnswerDecoder):
         config = AlbefTextConfig(**{**config.text_config.to_diff_dict(), "encoder_hidden_size": 24})
     torch.manual_seed(0)
-    return kind(config)
+    return model_class(config)
 
 
 @cache
-def _double(kind: type) -> PreTrainedModel:
-    return new(kind).eval().double()
+def _double(model_class: type) -> PreTrainedModel:
+    return new(model_class).eval().double()
 
 
-def double(kind: type) -> PreTrainedModel:
-    return deepcopy(_double(kind))
+def double(model_class: type) -> PreTrainedModel:
+    return deepcopy(_double(model_class))
 
 
 def copies_equal_online(model) -> bool:
@@ -65,16 +65,16 @@ def copies_equal_online(model) -> bool:
 # -- batches of four texts, with all that a training step takes -------------------------------------------------------
 
 
-def task_batch(kind: type, seed: int = 0) -> dict:
+def task_batch(model_class: type, seed: int = 0) -> dict:
     whole = tiny_batch(seed=seed)
     batch = {key: whole[key] for key in ("pixel_values", "input_ids", "attention_mask")}
-    if kind is AlbefForImageTextRetrieval:
+    if model_class is AlbefForImageTextRetrieval:
         batch |= {"image_ids": torch.tensor([7, 8, 7, 9]), "negative_draws": whole["negative_draws"]}
-    elif kind is AlbefForQuestionAnswering:
+    elif model_class is AlbefForQuestionAnswering:
         batch |= answers(seed=seed)
-    elif kind is AlbefForTextAssignment:
+    elif model_class is AlbefForTextAssignment:
         batch["assignment_draws"] = torch.rand(4, 3, generator=torch.Generator().manual_seed(seed))
-    elif kind is AlbefForVisualReasoning:
+    elif model_class is AlbefForVisualReasoning:
         batch["pixel_values"] = torch.stack([batch["pixel_values"], batch["pixel_values"].roll(1, 0)], dim=1)
         batch["labels"] = torch.tensor([0, 1, 1, 0])
     else:
@@ -82,19 +82,19 @@ def task_batch(kind: type, seed: int = 0) -> dict:
     return batch
 
 
-def scores_batch(kind: type, seed: int = 0) -> dict:
+def scores_batch(model_class: type, seed: int = 0) -> dict:
     batch = tiny_batch(seed=seed)
     return {key: batch[key] for key in SCORES}
 
 
-def text_batch(kind: type, seed: int = 0) -> dict:
+def text_batch(model_class: type, seed: int = 0) -> dict:
     batch = tiny_batch(seed=seed)
     image = torch.randn(4, 5, 24, generator=torch.Generator().manual_seed(seed))
     return {"encoder_hidden_states": image} | {key: batch[key] for key in ("input_ids", "attention_mask")}
 
 
-def decoder_batch(kind: type, seed: int = 0) -> dict:
-    """Beginnings of answers, and questions as keys and values: (batch, layers, 2, heads, tokens, head width)."""
+def decoder_batch(model_class: type, seed: int = 0) -> dict:
+    """Prefixes of answers, and questions as keys and values (batch, layers, 2, heads, tokens, head width)."""
     mask = torch.ones(4, 7, dtype=torch.int64)
     mask[-1, 5:] = 0
     return {
@@ -104,9 +104,9 @@ def decoder_batch(kind: type, seed: int = 0) -> dict:
     }
 
 
-def padded(kind: type, batch: dict) -> tuple[dict, dict]:
-    """The same batch with and without positions that are padded in every row."""
-    if kind is AlbefAnswerDecoder:
+def padded(model_class: type, batch: dict) -> tuple[dict, dict]:
+    """A batch with two more positions that are padded in every row, and the batch without them."""
+    if model_class is AlbefAnswerDecoder:
         question = batch["question_keys_values"]
         long = torch.cat([question, torch.full_like(question[..., :2, :], 9.0)], dim=4)
         mask = torch.nn.functional.pad(batch["question_mask"], (0, 2))
@@ -116,14 +116,14 @@ def padded(kind: type, batch: dict) -> tuple[dict, dict]:
     }  # counted over all of a batch
     long["attention_mask"][:, 6:] = 0
     short = {key: value[:, :6] if key in TEXT else value for key, value in long.items()}
-    if kind is AlbefForQuestionAnswering:
+    if model_class is AlbefForQuestionAnswering:
         ids, mask = batch["answer_input_ids"], batch["answer_attention_mask"]
         long["answer_input_ids"] = torch.nn.functional.pad(ids, (0, 2), value=9)
         long["answer_attention_mask"] = torch.nn.functional.pad(mask, (0, 2))
     return long, short
 
 
-# -- parts of a batch that do not need the others: (what to feed, which rows of the whole output that must give) ------
+# -- parts of a batch that do not depend on others: (what to feed, the rows of the whole output it must equal) --------
 
 
 def each_row(batch: dict, output) -> Iterator[tuple[dict, list[int]]]:
@@ -132,7 +132,7 @@ def each_row(batch: dict, output) -> Iterator[tuple[dict, list[int]]]:
 
 
 def each_image(batch: dict, output) -> Iterator[tuple[dict, list[int]]]:
-    """With all texts: the scores are those of every image with every text."""
+    """One image with all texts, since the output has scores of every image with every text."""
     for row in range(4):
         scores = {key: batch[key] for key in SCORES}
         yield scores | {"pixel_values": batch["pixel_values"][row : row + 1]}, [row]
@@ -148,7 +148,7 @@ def each_question(batch: dict, output) -> Iterator[tuple[dict, list[int]]]:
 
 
 def each_text_with_its_images(batch: dict, output) -> Iterator[tuple[dict, list[int]]]:
-    """Twice the text, since there are as many images as texts; before both stand the images drawn in the batch."""
+    """A text twice, since there must be as many texts as images, with the two images that were drawn for it."""
     for row in range(4):
         images = torch.stack([output.first_image_index[row], output.second_image_index[row]])
         yield (
@@ -172,16 +172,17 @@ class Case:
     """A model class.
 
     Args:
-        kind: the class.
-        batch: (kind, seed) -> arguments of `forward`, with losses where the class has them.
+        model_class: the class.
+        batch: (model_class, seed) -> arguments of `forward`, for losses where the class has them.
         output: the main field of its output.
-        alone: parts of a batch that do not need the others, and `alone_output` the field they give rows of.
+        alone: (batch, output) -> parts of the batch that do not depend on its other parts, and the rows that they give
+            of the field `alone_output` (`output` where left out).
         trains: it has a loss.
-        taught: by momentum copies.
+        taught: it has momentum copies.
         unreached: a pattern in the names of parameters that its `forward` does not use.
     """
 
-    kind: type
+    model_class: type
     batch: Callable[[type, int], dict] = task_batch
     output: str = "logits"
     alone: Callable[[dict, object], Iterator[tuple[dict, list[int]]]] = each_row
@@ -191,16 +192,16 @@ class Case:
     unreached: str | None = None
 
     def __str__(self) -> str:
-        return self.kind.__name__
+        return self.model_class.__name__
 
     def feed(self, seed: int = 0) -> dict:
-        return self.batch(self.kind, seed)
+        return self.batch(self.model_class, seed)
 
     def main(self, output) -> torch.Tensor:
         return output[self.output]
 
     def objective(self, output) -> torch.Tensor:
-        """What to differentiate: the loss, or a weighted sum of the output of a class that has none."""
+        """A scalar to differentiate: the loss, or a weighted sum of the output if the class has no loss."""
         if self.trains:
             return output.loss
         main = self.main(output)
@@ -227,7 +228,7 @@ CASES = (
     ),
     Case(
         AlbefForPreTraining,
-        lambda kind, seed: tiny_batch(seed=seed),
+        lambda model_class, seed: tiny_batch(seed=seed),
         "itm_logits",
         each_image,
         alone_output="logits_per_image",

@@ -1,4 +1,4 @@
-"""A toy model of retrieval and noise to search in."""
+"""A toy retrieval model, and noise to retrieve from."""
 
 import random
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ WIDTH = 6
 
 
 class ToyModel(nn.Module):
-    """Two linear towers and one cross-attention whose two scores have nothing to do with the towers' cosine."""
+    """Two linear encoders, and a cross-attention whose matching scores are unrelated to their cosine similarity."""
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from ssl_helpers import tiny_method, views_of
 
 STEPS, GLOBAL_BATCH = 3, 8
-# A rank's own batch normalisation equals one process that normalises as many parts.
+# Batch normalization on each of two ranks equals one process that normalizes two parts.
 CASES = {
     "moco_v1": ("moco_v1", {}),
     "moco_v2": ("moco_v2", {}),
@@ -49,7 +49,7 @@ def run_steps(rank: int, ranks: int) -> dict[str, torch.Tensor]:
                 method.enqueue(output)
             optimizer.step()
             method.update_momentum(step, STEPS)
-        # Without synchronisation, running statistics are each rank's own.
+        # Without synchronization, each rank has its own running statistics.
         own = ("running_", "num_batches")
         state = {n: t for n, t in method.state_dict().items() if not any(part in n for part in own)}
         results |= {f"{case}/state/{n}": t for n, t in state.items()}

@@ -1,4 +1,4 @@
-"""What the tests of fine-tuning know of every downstream task (one entry of `CASES` each), and how they run one."""
+"""What tests of fine-tuning need for each downstream task (an entry of `CASES`), and how they run one."""
 
 import json
 import runpy
@@ -39,10 +39,10 @@ class TaskCase:
     """A task as its tests need it.
 
     Args:
-        row: its number and the color of its picture -> a row as the publication's list has it. The picture of a color
-            is COLOR.png, for each of `COLORS`.
-        report: what its report must say besides its figures.
-        predictions: the files of predictions of a test that is called `test`.
+        row: the number of a row and the color of its picture -> the row as in the publication's list. The picture is
+            COLOR.png, for each of `COLORS`.
+        report: texts that its report must contain besides its metrics.
+        predictions: the prediction files of a test named `test`.
     """
 
     row: Callable[[int, str], dict[str, Any]]
@@ -99,7 +99,7 @@ CASES = {
 
 
 def write_config(task: str, folder: Path, model: Path) -> Path:
-    """A configuration that fine-tunes a model folder on a task, with lists and pictures beside it."""
+    """Write a configuration that fine-tunes a model folder on a task, with its lists and pictures beside it."""
     for color in COLORS:
         Image.new("RGB", (32, 32), color).save(folder / f"{color}.png")
     for name, count in (("train", 12), ("validation", 7), ("test", 6)):
@@ -121,7 +121,7 @@ def write_config(task: str, folder: Path, model: Path) -> Path:
 
 
 def run_script(name: str, config: Path, **flags: Any) -> None:
-    """A script of `scripts/` in this process."""
+    """Run a script of `scripts/` in this process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         patch.setattr(sys, "argv", [name, str(config), *(f"--{key}={value}" for key, value in flags.items())])

@@ -1,4 +1,4 @@
-"""The house: which room may import which, what travels, how large a room may be, and how long a step is to follow."""
+"""The structure of the code: imports, the files saved with a model, sizes, and how long a step is to follow."""
 
 import ast
 import itertools
@@ -24,7 +24,7 @@ from ssl_methods.data import TwoViewCollator
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("albef_hf", "ssl_methods")
-# A room may import the rooms to the left of it. `convert` and `inference` stand beside the row, on what is named.
+# A room may import the rooms to the left of it. `convert` and `inference` may import those in `BESIDE`.
 ROW = ("flat", "data", "evaluation", "reporting", "tasks", "training")
 BESIDE = {"convert": ("flat", "evaluation"), "inference": ("flat", "data", "evaluation")}
 
@@ -57,7 +57,7 @@ def test_imports_run_one_way():
     wrong = []
     for path in sources(*PACKAGES):
         own = room(".".join(path.relative_to(ROOT).with_suffix("").parts))
-        if path == ROOT / "albef_hf" / "__init__.py":  # the front door shows what stands behind it
+        if path == ROOT / "albef_hf" / "__init__.py":  # it imports from all rooms what users need
             continue
         for module in imports(path):
             other = room(module)

@@ -12,7 +12,7 @@ PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3),
 
 
 class Fixed:
-    """A generator that draws the operation and side asked for."""
+    """A generator that always draws the given operation and sign."""
 
     def __init__(self, operation: int, side: float) -> None:
         self.operation, self.side = operation, side

@@ -64,7 +64,7 @@ def test_runs_that_are_there_are_not_made_again(tmp_path, script, monkeypatch):
 def test_the_table_has_mean_and_sample_deviation(script):
     rows = [{"name": "byol", **dict.fromkeys(script.COLUMNS, value)} for value in (0.5, 0.6, 0.7)]
     title, *_, last = script.table(rows, script.COLUMNS, "features").splitlines()
-    assert title == "| features | 20 neighbours | 200 neighbours | logistic regression |"
+    assert title == "| features | 20 neighbors | 200 neighbors | logistic regression |"
     assert last == "| byol | 60.0 ± 10.0 | 60.0 ± 10.0 | 60.0 ± 10.0 |"
     assert script.table(rows[:1], {"knn_20": "k 20"}, "x").splitlines()[-1] == "| byol | 50.0 |"  # no spread of one
 

@@ -1,4 +1,4 @@
-"""How the recipes of `configs/` are written, and that each is one."""
+"""The format of the files in `configs/`, and that each can be parsed."""
 
 import itertools
 from pathlib import Path
@@ -15,7 +15,7 @@ LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def nodes_below(node: yaml.Node):
-    """Every node of a composed document but its top."""
+    """Every node of a composed document below its root."""
     children = itertools.chain(*node.value) if isinstance(node, yaml.MappingNode) else node.value
     for child in children if isinstance(node, yaml.CollectionNode) else ():
         yield child

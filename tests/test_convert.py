@@ -1,4 +1,4 @@
-"""Published checkpoints come in whole and go out as they were."""
+"""Published checkpoints are converted completely, and converted back unchanged."""
 
 import argparse
 import importlib.util
@@ -42,10 +42,10 @@ RECORDED = {
     "text_assignment": "text_assignment",
     "visual_entailment": "visual_entailment",
 }
-# What we have beyond the publication: ids beside the queues of pre-training, a count.
+# What we have beyond the publication: ids in the queues of pre-training, and a counter.
 OURS_ALONE = {"image_queue.ids", "text_queue.ids", "momentum_copy.updates"}
 
-# Names that a live model has twice: keys and values of the second layer of each pair.
+# A model in memory has these weights under two names: keys and values of the second layer of each pair.
 PAIRS = dict.fromkeys(
     ("visual_reasoning", "text_assignment"),
     r"encoder\.layer\.(7|9|11|13|15|17)\.crossattention\.self\.(key|value)\.",

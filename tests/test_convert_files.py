@@ -1,4 +1,4 @@
-"""Checkpoint files that mean harm, or are broken."""
+"""Checkpoint files that are malicious or broken."""
 
 import os
 import pickle
@@ -15,7 +15,7 @@ from albef_hf import load_original_checkpoint
 
 
 class Hostile:
-    """Pickled, it makes a folder when it is read."""
+    """A class whose pickle makes a folder when it is read."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker

@@ -25,7 +25,7 @@ def prefixed(state: dict, prefix: str) -> dict:
 
 
 def published(name: str, **options) -> torch.nn.Module:
-    """A timm model with every weight and statistic drawn at random, so that none of them can be missing unseen."""
+    """A timm model with random weights and statistics, so that a missing one is noticed."""
     torch.manual_seed(0)
     model = timm.create_model(name, **options).eval()
     with torch.no_grad():
@@ -94,7 +94,7 @@ def test_resnets(name, content, method, dropped, resnet, tmp_path):
 def test_the_architecture_is_read_from_the_names(depth, tmp_path):
     with torch.device("meta"):
         state = timm.create_model(f"resnet{depth}", num_classes=0).state_dict()
-    # One number stands for all of a tensor, which keeps the file small.
+    # All values of a tensor are one number, which keeps the file small.
     flat = {name: torch.zeros((), dtype=tensor.dtype).expand(tensor.shape) for name, tensor in state.items()}
     torch.save(flat, tmp_path / "resnet.pth")
     with torch.device("meta"):

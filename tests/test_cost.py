@@ -1,4 +1,4 @@
-"""What one step costs, counted: floating point operations and host reads. Nothing here is timed."""
+"""The cost of one step, counted in floating point operations and reads from the device. Nothing is timed."""
 
 import pytest
 import torch
@@ -53,7 +53,7 @@ def test_a_step_reads_nothing_back_to_the_host(policy):
     batch["caption_ids"][1] = batch["caption_ids"][0]
     with CountHostReads() as counter:
         one_step(model, batch)
-    # On the host, a batch whose pairs are all related is refused, which looks at one flag; on a device it is not.
+    # On the CPU one flag is read, to refuse a batch without negatives; on other devices it is not.
     allowed = [] if policy == "negative" else ["aten::_local_scalar_dense"]
     assert [name for name in counter.seen if name != "aten::item"] == allowed
 

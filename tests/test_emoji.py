@@ -28,7 +28,7 @@ def test_the_permissive_designs_by_default():
     assert decode_image(tomato["image"]).getpixel((0, 0)) == (255, 255, 255)
 
 
-def test_parts_share_no_emoji_and_no_design_is_favoured():
+def test_parts_share_no_emoji_and_no_design_is_favored():
     train, test = load_emoji_corpus(part="train"), load_emoji_corpus(part="test")
     assert not set(train["group"]) & set(test["group"])
     assert len(set(test["group"])) == 181 and len(train) + len(test) == 3618

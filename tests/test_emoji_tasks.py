@@ -25,7 +25,7 @@ COLORS = ("red", "blue", "yellow")
 
 @pytest.fixture
 def drawings(monkeypatch):
-    """Eighteen squares of three colors and two designs in place of the corpus: what they show can be read back."""
+    """In place of the corpus, eighteen squares of three colors and two designs, whose content can be read back."""
 
     def make(part, designs, seed, groups=False):
         return [
@@ -78,7 +78,7 @@ def test_the_dominant_color_holds_half_of_what_is_not_white():
     assert dominant_color(Image.new("RGB", (9, 9), "white")) is None
 
 
-def test_statements_about_two_pictures_are_true_or_false_as_labelled(drawings):
+def test_statements_about_two_pictures_are_true_or_false_as_labeled(drawings):
     rows = emoji_tasks.load_emoji_reasoning(size=200)
     assert {(row["rule"], row["label"]) for row in rows} == {
         (rule, label) for rule in ("both", "only one", "left and right") for label in ("True", "False")
@@ -160,7 +160,7 @@ def test_the_real_corpus_parts_share_no_emoji_and_load_as_tasks():
         train["question_type"][:],
         test["question_type"][:],
     )
-    assert 0 < baseline < 0.7  # no kind of question is answered by one word
+    assert 0 < baseline < 0.7  # no type of question is always answered by one word
     emoji = [set(emoji_tasks.load_emoji_retrieval(part)["image_id"]) for part in ("train", "validation", "test")]
     assert all(emoji) and sum(map(len, emoji)) == len(set.union(*emoji))
     with pytest.raises(ValueError, match="part must be one of train, test, validation, not 'all'"):

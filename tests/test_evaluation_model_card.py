@@ -1,4 +1,4 @@
-"""The card of a model folder: metadata the Hub reads, numbers with their chance, code that runs."""
+"""The card of a model folder: metadata for the Hub, results beside chance, and code that runs."""
 
 import json
 import os
@@ -118,7 +118,7 @@ def test_curves_and_hardware_are_shown_where_they_are_known(folders):
 
 
 @pytest.mark.parametrize("channels", [3, 1])
-def test_a_backbone_has_a_card_of_the_same_hand(folders, channels, capsys, monkeypatch):
+def test_a_backbone_has_a_card_of_the_same_form(folders, channels, capsys, monkeypatch):
     run, model = folders
     config = ViTConfig(
         hidden_size=12, num_hidden_layers=1, num_attention_heads=2, image_size=32, num_channels=channels

@@ -1,4 +1,4 @@
-"""Retrieval protocols, median ranks and intervals, and the recorded values of the published two-stage evaluation."""
+"""Retrieval protocols, median ranks and intervals, and recorded values of the published evaluation."""
 
 import datasets
 import numpy as np
@@ -16,7 +16,7 @@ from albef_hf.evaluation.recall import recall_metrics
 
 
 class RecordedProcessor:
-    """Recorded pixels and ids: a picture is one grey pixel that numbers it, a text is its number."""
+    """Recorded pixels and ids: a picture is one gray pixel whose value is its number, a text is its number."""
 
     def __init__(self, inputs: dict) -> None:
         self.inputs = inputs
@@ -36,7 +36,7 @@ def matrix(order: np.ndarray, scores: np.ndarray, columns: int, missing: float) 
     return values.scatter(1, torch.from_numpy(order), found)
 
 
-def test_both_stages_agree_with_the_recorded_values():
+def test_contrast_and_reranking_agree_with_the_recorded_values():
     state, inputs, outputs, sizes = load_reference("retrieval_two_stage")
     model = reference_model(state, sizes).eval()
     images, texts = outputs["similarity"].shape
@@ -80,7 +80,7 @@ def test_protocols_state_resolution_and_k():
 
 
 class SizedProcessor:
-    """Squashes pictures to the size of its image processor; the model takes 32 x 32 patches of the middle."""
+    """Resizes pictures to the size of its image processor; the model gets the central 32 x 32 pixels."""
 
     def __init__(self) -> None:
         self.image_processor = type("Sized", (), {"size": {"height": 32, "width": 32}})()

@@ -1,4 +1,4 @@
-"""What a run leaves to read: log, curves, report."""
+"""What a run writes for its readers: log, curves, report."""
 
 import base64
 import io
@@ -36,7 +36,7 @@ def write_log(path, rows) -> None:
 
 
 def make_result(size: int = 15, k: int = 3) -> RetrievalResult:
-    """Image 0 finds its text; all others find their neighbour's first."""
+    """Image 0 ranks its text first; each other image ranks its neighbor's text first."""
     order = [[(row + (row > 0) + column) % size for column in range(min(10, size))] for row in range(size)]
     ranks = np.array([0] + [size - 1] * (size - 1))
     names = [f"{way}_r{cutoff}" for way in ("image_to_text", "text_to_image") for cutoff in (1, 5, 10)]
@@ -145,9 +145,9 @@ def test_the_report_says_what_the_files_say(run_folder):
         assert words in text, words
 
 
-def test_right_and_wrong_are_told_apart_by_more_than_colour(run_folder):
+def test_right_and_wrong_are_told_apart_by_more_than_color(run_folder):
     page = write_report(run_folder, make_result(), make_data()).read_text(encoding="utf-8")
-    # Only row 0 is right at once; the others have their right one in place 15, which is not shown.
+    # Only row 0 has its right candidate first; the others have it at rank 15, which is not shown.
     text = Page(page).text()
     shown_right = text.count("first right answer in place 1 of 15")
     assert text.count("first right answer in place 15 of 15") == 24 - shown_right
@@ -236,7 +236,7 @@ def test_chance_of_an_evaluation_is_found_beside_the_log(tmp_path):
     assert chances == [result.chance, {}, {"mean_recall": 0.5}]
 
 
-def test_a_run_that_went_on_from_an_earlier_step_is_shown_once(tmp_path):
+def test_a_run_that_resumed_from_an_earlier_step_is_shown_once(tmp_path):
     evaluation = {"kind": "evaluation", "step": 2, "name": "x", "metrics": {}}
     rows = [RUN, *(train_row(step, loss=9.0) for step in (1, 2)), evaluation, train_row(3, loss=9.0)]
     rows += [{**evaluation, "step": 3}, {**RUN, "parameters": 7}, train_row(3, loss=1.0), train_row(4, loss=1.0)]

@@ -1,4 +1,4 @@
-"""Retrieval with a toy model and with a tiny ALBEF: both stages against scoring every pair by itself."""
+"""Retrieval with a toy model and with a tiny ALBEF: contrast and re-ranking against scoring every pair by itself."""
 
 import random
 
@@ -73,9 +73,9 @@ def published_recall(scores: torch.Tensor, query_groups: list, candidate_groups:
 
 
 @pytest.mark.parametrize("build", [ToyModel, tiny_model], ids=["toy", "albef"])
-def test_both_stages_equal_scoring_every_pair(build):
+def test_contrast_and_reranking_equal_scoring_every_pair(build):
     model, data, k = build().double().eval(), make_data(images=12), 10
-    if build is tiny_model:  # as initialised, all its matching logits are nearly the same
+    if build is tiny_model:  # as initialized, its matching logits are nearly equal
         with torch.no_grad():
             for parameter in model.albef.text_model.parameters():
                 parameter.mul_(8)
@@ -99,7 +99,7 @@ def test_both_stages_equal_scoring_every_pair(build):
         found = torch.from_numpy(getattr(result, f"{name}_scores")).double()
         torch.testing.assert_close(found, expected.values, rtol=1e-6, atol=1e-6)
         assert getattr(result, name).tolist() == expected.indices.tolist()
-        # The two stages disagree, else the comparisons above say little.
+        # Contrast and matching disagree; otherwise the comparisons above would prove little.
         assert (expected.indices != similar.topk(10, dim=1).indices).any()
     assert result.chance["reranked_mean_recall"] == result.chance["mean_recall"]
 
@@ -184,7 +184,7 @@ def test_the_sum_adds_cosine_to_the_matching_logit_and_contrast_needs_no_head():
 def test_texts_are_fused_with_others_of_their_length(monkeypatch):
     monkeypatch.setattr(retrieval_ranking, "BUCKET_PAIRS", 2)
     lengths = torch.tensor([3, 4, 4, 6, 7, 11, 20, 21])
-    # 7 begins a bucket, but so few are waiting from 11 on that one of 20 still joins them.
+    # A bucket starts at 7. From 11 on so few texts are in it that one of 20 still joins.
     assert [lengths[batch].tolist() for batch in length_batches(lengths)] == [[3, 4, 4, 6], [7, 11], [20, 21]]
     monkeypatch.setattr(retrieval_ranking, "PAIRS_AT_ONCE", 3)
     assert [lengths[batch].tolist() for batch in length_batches(lengths)][0] == [3, 4, 4]

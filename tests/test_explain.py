@@ -94,7 +94,7 @@ def test_shapes_follow_the_image_and_padding_is_cold():
 @pytest.mark.parametrize(("layers", "fusion_layer", "expected"), [(12, 6, 8), (4, 2, 3), (6, 3, 4), (3, 2, 2)])
 def test_the_layer_a_third_into_the_fusion_encoder_explains(layers, fusion_layer, expected):
     model = tiny_model(text_config={"num_hidden_layers": layers, "fusion_layer": fusion_layer})
-    shown = []  # the layers whose attention is seen: all others compute without its weights
+    shown = []  # the layers whose attention weights are kept; all others do not return them
     for index in range(fusion_layer, layers):
         model.albef.text_model.encoder.layer[index].crossattention.self.register_forward_hook(
             lambda _, __, output, index=index: shown.append(index) if output[1] is not None else None
@@ -122,7 +122,7 @@ def test_what_cannot_be_explained_is_named():
 
 
 class Words:
-    """Words as numbers; pictures squashed to 32 x 32."""
+    """Words as numbers; pictures resized to 32 x 32."""
 
     class tokenizer:
         @staticmethod

@@ -1,4 +1,4 @@
-"""Every downstream task through its script: a run, its folder, resuming, evaluating what was saved, and its errors."""
+"""Every downstream task through its script: a run, its folder, resuming, evaluating the saved model, and errors."""
 
 import csv
 import json
@@ -31,7 +31,7 @@ def script(task):
 
 @pytest.fixture(scope="module")
 def finished(configs, tmp_path_factory):
-    """The run folder of a task; each is made when it is first asked for."""
+    """The finished run folder of a task; each is made when it is first needed."""
     made = {}
 
     def folder_of(task):
@@ -126,20 +126,20 @@ def test_the_best_weights_survive_worse_ones(tmp_path):
     def temperature():
         return float(load_file(tmp_path / "model" / "model.safetensors")["albef.temperature"])
 
-    chosen = Chosen(tmp_path, "accuracy", goes_on=False)
+    chosen = Chosen(tmp_path, "accuracy", resumed=False)
     for step, accuracy in ((1, 0.3), (2, 0.5), (3, 0.5), (4, 0.4)):
         torch.nn.init.constant_(model.albef.temperature, step / 10)
         chosen.offer(model, processor, step, {"accuracy": accuracy}, writes=True)
     assert temperature() == pytest.approx(0.2)
-    again = Chosen(tmp_path, "accuracy", goes_on=True)
+    again = Chosen(tmp_path, "accuracy", resumed=True)
     assert again.best == {"step": 2, "metric": "accuracy", "value": 0.5}
     again.offer(model, processor, 5, {"accuracy": 0.45}, writes=True)
     assert temperature() == pytest.approx(0.2)
     again.offer(model, processor, 6, {"accuracy": 0.6}, writes=True)
     assert temperature() == pytest.approx(0.4) and json.loads((tmp_path / "model" / RECORD).read_text())["step"] == 6
-    assert Chosen(tmp_path, "accuracy", goes_on=False).best is None
+    assert Chosen(tmp_path, "accuracy", resumed=False).best is None
     with pytest.raises(ValueError, match="chosen_by 'acuracy' is none of the metrics: accuracy"):
-        Chosen(tmp_path, "acuracy", goes_on=False).offer(model, processor, 1, {"accuracy": 0.1}, writes=True)
+        Chosen(tmp_path, "acuracy", resumed=False).offer(model, processor, 1, {"accuracy": 0.1}, writes=True)
 
 
 # -- what is wrong is named -------------------------------------------------------------------------------------------
@@ -151,7 +151,7 @@ def test_the_best_weights_survive_worse_ones(tmp_path):
         ("retrieval", {"validaton": "{}"}, "unknown flag --validaton; did you mean 'validation'"),
         ("retrieval", {"task": "question_answering"}, "unknown task 'question_answering'; there are: retrieval, gro"),
         ("visual_entailment", {"task": "visual_entialment"}, "did you mean 'visual_entailment'"),
-        ("retrieval", {"caption_column": "text"}, "caption_column is of pre-training; for a task use columns: "),
+        ("retrieval", {"caption_column": "text"}, "caption_column is for pre-training; for a task use columns: "),
         ("retrieval", {"columns": "{captions: captoin}"}, "no column 'captoin'; did you mean 'caption'"),
         ("retrieval", {"columns": "{caption: x}"}, "unknown key 'caption'; did you mean 'captions'"),
         ("retrieval", {"validation": "{spilt: x}"}, "validation: unknown key 'spilt'; did you mean 'split'"),
@@ -164,7 +164,7 @@ def test_the_best_weights_survive_worse_ones(tmp_path):
         ("retrieval", {"chosen_by": "reranked_mean_recal"}, "did you mean 'reranked_mean_recall'"),
         ("grounding", {"columns": "{box: bboxes}"}, "no column 'bboxes'; did you mean 'bbox'"),
         ("retrieval", {"dataset": "./missing.json"}, "no such file: ./missing.json"),
-        ("retrieval", {"model_path": "runs/nowhere/model"}, "'runs/nowhere/model' is no model folder"),
+        ("retrieval", {"model_path": "runs/nowhere/model"}, "'runs/nowhere/model' is neither a model folder"),
         ("question_answering", {"answer_list": "nowhere.json"}, "nowhere.json is not an answer list"),
     ],
 )
@@ -180,7 +180,7 @@ def test_a_model_that_was_not_trained_for_the_task_is_not_measured(configs, mode
         run_script(
             "evaluate.py", configs["retrieval"], model=model_folder, output_dir=tmp_path, protocol="coco-fine-tunde"
         )
-    with pytest.raises(ValueError, match="of retrieval, and the task is grounding"):
+    with pytest.raises(ValueError, match="for retrieval, but the task is grounding"):
         run_script(
             "evaluate.py", configs["grounding"], model=model_folder, output_dir=tmp_path, protocol="coco-fine-tuned"
         )

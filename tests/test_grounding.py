@@ -1,4 +1,4 @@
-"""Boxes that have been found are scored by themselves."""
+"""Finding boxes and scoring them are separate steps."""
 
 import numpy as np
 import pytest

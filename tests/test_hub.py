@@ -1,4 +1,4 @@
-"""Saving, sharing and loading: what is uploaded, what loads into what, and the pipelines of a saved folder."""
+"""Saving, sharing and loading: what is uploaded, which class loads what, and pipelines of a saved folder."""
 
 import json
 
@@ -76,7 +76,7 @@ def test_a_pushed_processor_and_model_make_one_repository_that_loads(uploads, tm
     AlbefProcessor.from_pretrained(folder)
 
 
-def test_copies_and_queues_stay_home_unless_asked_for(tmp_path):
+def test_copies_and_queues_are_not_uploaded_unless_asked_for(tmp_path):
     model = tiny_model()
     model.save_pretrained(tmp_path / "without")
     model.save_pretrained(tmp_path / "with", save_momentum=True)
@@ -182,5 +182,5 @@ def test_the_saved_tokenizer_cleans_and_the_processors_own_does_not(model_folder
     for each in (processor, again):
         assert each.tokenizer.tokenize("it's 1:30") == ["it", "'", "s", "1", ":", "30"]
     again.tokenize_captions(["a " * 30, "b"], max_length=5)  # a call leaves its truncation behind
-    again.save_pretrained(tmp_path)  # once more round, and nothing has piled up
+    again.save_pretrained(tmp_path)  # saving and loading again adds nothing
     assert (tmp_path / "tokenizer.json").read_text() == (model_folder / "tokenizer.json").read_text()

@@ -1,4 +1,4 @@
-"""Pictures of every awkward kind: as RGB, or refused with a reason."""
+"""Unusual pictures are decoded to RGB, or refused with a reason."""
 
 import io
 import struct
@@ -27,11 +27,11 @@ def test_transparency_becomes_white():
 
 
 def test_sixteen_bits_are_scaled_not_clipped():
-    grey = Image.fromarray(np.full((4, 4), 32768, dtype=np.uint16))
-    assert decode_image(encode(grey)).getpixel((0, 0)) == (128, 128, 128)
+    gray = Image.fromarray(np.full((4, 4), 32768, dtype=np.uint16))
+    assert decode_image(encode(gray)).getpixel((0, 0)) == (128, 128, 128)
 
 
-def test_one_bit_grey_and_cmyk():
+def test_one_bit_gray_and_cmyk():
     assert decode_image(encode(Image.new("1", (4, 4), 1))).getpixel((0, 0)) == (255, 255, 255)
     cmyk = decode_image(encode(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=95))
     red, green, blue = cmyk.getpixel((4, 4))

@@ -1,4 +1,4 @@
-"""Encoders started from other people's weights arrive whole, or the run does not start."""
+"""Weights of published encoders are loaded completely, or the run does not start."""
 
 import importlib.util
 import shutil
@@ -34,7 +34,7 @@ VIT = {
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("weights")
     torch.manual_seed(0)
-    # Fresh biases are zeros everywhere: a weight that did not arrive would not show.
+    # New biases are zeros, so a bias that was not loaded would go unnoticed.
     masked, body = BertForMaskedLM(BertConfig(**BERT)), BertModel(BertConfig(**BERT))
     vision = ViTModel(ViTConfig(**{k: v for k, v in VIT.items() if k != "model_type"}, image_size=64))
     for name, model in (("bert", masked), ("body", body), ("vit", vision)):
@@ -135,8 +135,8 @@ def test_minilm_arrives():
     check_minilm(model, f"{package.submodule_search_locations[0]}/model")
 
 
-def test_pretraining_goes_on_from_a_model_with_the_recipe_of_the_run(tmp_path):
-    """The checkpoint says what the weights are, the arguments how they train."""
+def test_pretraining_starts_from_a_model_with_the_recipe_of_the_run(tmp_path):
+    """The checkpoint decides the architecture, the arguments decide how to train."""
     tokenizer = load_tokenizer("wordpiece")
     start = tiny_model(text_config={"vocab_size": len(tokenizer)})
     start.save_pretrained(tmp_path)

@@ -33,7 +33,7 @@ def test_contrast_equals_cross_entropy_with_dense_targets(alpha):
 
 
 def test_soft_cross_entropy_has_the_gradient_of_the_papers_divergence():
-    """Equation 6 is (1 - alpha) * L + alpha * KL(q || p); the code's form differs by the entropy of q alone."""
+    """Equation 6 is (1 - alpha) * L + alpha * KL(q || p); our form differs from it only by the entropy of q."""
     teacher, alpha = random_logits(4, 9, seed=1), 0.4
     ours = random_logits(4, 9).requires_grad_()
     contrastive_loss(ours, torch.arange(4), teacher, alpha).backward()
@@ -65,7 +65,7 @@ def test_keys_left_out_do_not_exist():
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.4])
-def test_language_modelling_equals_brute_force_over_the_vocabulary(alpha):
+def test_language_modeling_equals_brute_force_over_the_vocabulary(alpha):
     """The softmax runs over the vocabulary: the publication once took it over positions."""
     logits, teacher = random_logits(6, 11), random_logits(6, 11, seed=1)
     labels = torch.tensor([3, -100, 0, 10, -100, 7])
@@ -96,7 +96,7 @@ def test_matching_ignores_rows_without_a_negative():
 
 
 def test_adding_a_constant_before_the_softmax_changes_no_probability():
-    """Why the publication's `+ 1e-4` cures nothing: mask before the softmax instead."""
+    """So the publication's `+ 1e-4` has no effect; we mask before the softmax instead."""
     logits = random_logits(3, 5)
     torch.testing.assert_close((logits + 1e-4).softmax(1), logits.softmax(1), atol=1e-15, rtol=0)
 

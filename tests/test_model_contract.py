@@ -29,7 +29,7 @@ every_taught_class = pytest.mark.parametrize("case", TAUGHT, ids=str)
 def test_every_public_class_is_here():
     public = [getattr(albef_hf, name) for name in albef_hf.__all__]
     models = {kind for kind in public if isinstance(kind, type) and issubclass(kind, AlbefPreTrainedModel)}
-    assert models == {case.kind for case in CASES} - {AlbefAnswerDecoder}
+    assert models == {case.model_class for case in CASES} - {AlbefAnswerDecoder}
 
 
 # -- saving and loading -----------------------------------------------------------------------------------------------
@@ -37,15 +37,15 @@ def test_every_public_class_is_here():
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A new model of a class and the folder it was saved in; both are made when first asked for. Not to be changed."""
+    """A new model of a class and its saved folder, made when first needed. Tests must not change them."""
     made = {}
 
     def of(case):
-        if case.kind not in made:
-            model, folder = new(case.kind).eval(), tmp_path_factory.mktemp("saved") / str(case)
+        if case.model_class not in made:
+            model, folder = new(case.model_class).eval(), tmp_path_factory.mktemp("saved") / str(case)
             model.save_pretrained(folder)
-            made[case.kind] = model, folder
-        return made[case.kind]
+            made[case.model_class] = model, folder
+        return made[case.model_class]
 
     return of
 
@@ -54,14 +54,14 @@ def saved(tmp_path_factory):
 def test_save_and_load_give_equal_outputs(case, saved):
     model, folder = saved(case)
     # transformers builds on the meta device and fills in
-    loaded, report = case.kind.from_pretrained(folder, output_loading_info=True)
+    loaded, report = case.model_class.from_pretrained(folder, output_loading_info=True)
     assert not any(report.values())
     assert loaded.loading_report == "every weight was in the checkpoint"
     assert not any(tensor.is_meta for tensor in loaded.state_dict().values())
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     assert {name for name, parameter in loaded.named_parameters() if not parameter.requires_grad} == frozen
     loaded.eval()
-    if case.taught:  # teachers start equal on both sides
+    if case.taught:  # a new model's copies equal its weights, as do those of the loaded model
         assert copies_equal_online(loaded)
     if hasattr(model, "image_queue"):  # fresh queues are random
         loaded.image_queue, loaded.text_queue = model.image_queue, model.text_queue
@@ -72,9 +72,9 @@ def test_save_and_load_give_equal_outputs(case, saved):
 
 @every_class
 def test_builds_on_the_meta_device(case):
-    config = double(case.kind).config
+    config = double(case.model_class).config
     with torch.device("meta"):
-        empty = case.kind(config)
+        empty = case.model_class(config)
     assert all(parameter.is_meta for parameter in empty.parameters())
 
 
@@ -93,9 +93,9 @@ def modules_of_folders(tmp_path_factory):
 @every_class
 def test_a_folder_loads_from_its_own_code(case, saved, modules_of_folders):
     model, folder = saved(case)
-    file = inspect.getmodule(case.kind).__name__.rpartition(".")[2]
+    file = inspect.getmodule(case.model_class).__name__.rpartition(".")[2]
     theirs = get_class_from_dynamic_module(f"{file}.{case}", str(folder))
-    assert theirs is not case.kind and theirs.__module__.startswith("transformers_modules")
+    assert theirs is not case.model_class and theirs.__module__.startswith("transformers_modules")
     loaded = theirs.from_pretrained(folder).eval()
     if hasattr(model, "image_queue"):  # fresh queues are random
         loaded.image_queue, loaded.text_queue = model.image_queue, model.text_queue
@@ -110,7 +110,7 @@ def test_a_folder_loads_from_its_own_code(case, saved, modules_of_folders):
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @every_class
 def test_two_runs_are_equal_and_change_nothing(case, training):
-    model = new(case.kind).train(training)
+    model = new(case.model_class).train(training)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     one, other = model(**case.feed()), model(**case.feed())
     case.objective(other).backward()
@@ -121,7 +121,7 @@ def test_two_runs_are_equal_and_change_nothing(case, training):
 
 @every_class
 def test_a_batch_equals_its_rows(case):
-    model, batch = double(case.kind), to_double(case.feed())
+    model, batch = double(case.model_class), to_double(case.feed())
     output = model(**batch)
     field, seen = case.alone_output or case.output, set()
     for part, rows in case.alone(batch, output):
@@ -132,8 +132,8 @@ def test_a_batch_equals_its_rows(case):
 
 @every_class
 def test_padding_changes_nothing(case):
-    model = double(case.kind)
-    long, short = padded(case.kind, to_double(case.feed()))
+    model = double(case.model_class)
+    long, short = padded(case.model_class, to_double(case.feed()))
     one, other = model(**long), model(**short)
     main = case.main(other)
     torch.testing.assert_close(case.main(one)[:, : main.shape[1]], main, atol=1e-12, rtol=0)
@@ -143,7 +143,7 @@ def test_padding_changes_nothing(case):
 
 @every_class
 def test_sdpa_equals_eager(case):
-    model, batch = double(case.kind), to_double(case.feed())
+    model, batch = double(case.model_class), to_double(case.feed())
     fused = model(**batch)
     model.set_attn_implementation("eager")
     eager = model(**batch)
@@ -154,7 +154,7 @@ def test_sdpa_equals_eager(case):
 
 @every_class
 def test_return_dict_false_gives_a_tuple(case):
-    model = new(case.kind).eval()
+    model = new(case.model_class).eval()
     output = model(**case.feed(), return_dict=False)
     assert isinstance(output, tuple) and (output[0].dim() == 0) == case.trains
     for one, other in zip(output, model(**case.feed()).to_tuple(), strict=True):
@@ -163,7 +163,7 @@ def test_return_dict_false_gives_a_tuple(case):
 
 @every_class
 def test_every_trainable_parameter_receives_a_gradient_and_moves(case):
-    model = new(case.kind)
+    model = new(case.model_class)
     reached = {
         name: parameter
         for name, parameter in model.named_parameters()
@@ -183,7 +183,7 @@ def test_every_trainable_parameter_receives_a_gradient_and_moves(case):
 def test_gradient_checkpointing_computes_layers_again_and_changes_nothing(case):
     gradients, calls = [], []
     for checkpointing in (False, True):
-        model = double(case.kind).train()
+        model = double(case.model_class).train()
         if checkpointing:
             model.gradient_checkpointing_enable()
         count = []
@@ -201,7 +201,7 @@ def test_gradient_checkpointing_computes_layers_again_and_changes_nothing(case):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 @every_class
 def test_half_precision_keeps_losses_in_full_precision(case, dtype):
-    model = new(case.kind)
+    model = new(case.model_class)
     with torch.autocast("cpu", dtype=dtype):
         output = model(**case.feed())
     reference = model(**case.feed())
@@ -219,7 +219,7 @@ def test_half_precision_keeps_losses_in_full_precision(case, dtype):
 
 @every_taught_class
 def test_alpha_weighs_the_teacher(case):
-    model = new(case.kind).eval()
+    model = new(case.model_class).eval()
     with torch.no_grad():
         for parameter in model.momentum_copy.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -232,14 +232,14 @@ def test_alpha_weighs_the_teacher(case):
 
 @pytest.mark.parametrize("case", [case for case in TRAINED if not case.taught], ids=str)
 def test_without_a_teacher_there_is_no_alpha(case):
-    model = new(case.kind).eval()
+    model = new(case.model_class).eval()
     assert model.schedules(10, 100) == {}
     assert torch.equal(model(**case.feed(), alpha=0.0).loss, model(**case.feed(), alpha=1.0).loss)
 
 
 @every_trained_class
 def test_losses_start_near_chance(case):
-    model = new(case.kind).eval()
+    model = new(case.model_class).eval()
     output = model(**case.feed(), alpha=0.0)
     for name, value in model.chance_losses(4).items():
         if name != "loss_itc":  # three rows share a target or have two
@@ -247,7 +247,7 @@ def test_losses_start_near_chance(case):
 
 
 class Batches:
-    """Training data of one kind of batch."""
+    """Training data that repeats the batches of a case."""
 
     batch_size, rows, steps_per_epoch = 4, 16, 4
 
@@ -272,7 +272,7 @@ def test_the_loop_trains_saves_and_resumes(case, tmp_path):
             arguments = TrainingArguments(
                 output_dir=str(tmp_path / name), batch_size=4, max_steps=stop, log_every=1, save_every=2, resume=True
             )
-            model = train(new(case.kind), Batches(case), arguments, build_accelerator(arguments))
+            model = train(new(case.model_class), Batches(case), arguments, build_accelerator(arguments))
         models.append(model.state_dict())
     assert latest_checkpoint(tmp_path / "straight" / "checkpoints").name == "step-00000004"
     for key, tensor in models[0].items():

@@ -1,4 +1,4 @@
-"""Model folders by a hostile or careless hand: an error that names the file, and nothing is run."""
+"""Malicious or damaged model folders: an error names the file, and no code is run."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def test_no_file_of_a_model_is_unpickled(folder, slot, tmp_path):
         with pytest.raises((ValueError, OSError), match=named):
             model_class.from_pretrained(folder)
     assert not mark.exists()
-    # The payload is one: whoever does unpickle it runs it.
+    # The file is malicious: unpickling it does run its code.
     pickle.loads(pickle.dumps(Payload(mark)))
     assert mark.exists()
 
@@ -118,7 +118,7 @@ def test_code_names_of_a_folder_are_not_followed_where_the_package_is_there(fold
 def test_a_configuration_of_another_model_is_an_error(folder, model_type):
     config = {} if model_type is None else {"model_type": model_type}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=f"config.json is of a model of type {model_type!r}"):
+    with pytest.raises(ValueError, match=f"config.json is for a model of type {model_type!r}"):
         AlbefForPreTraining.from_pretrained(folder)
     (folder / "config.json").unlink()
     with pytest.raises(ValueError, match="config.json is missing"):

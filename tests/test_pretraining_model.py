@@ -1,4 +1,4 @@
-"""What the pre-training model does that the others do not, and the parity list of the publication."""
+"""What only the pre-training model does, and that it agrees with the published names and sizes."""
 
 import math
 
@@ -93,7 +93,7 @@ def test_published_names_and_shapes_are_ours(base):
     converted, report = convert_state(state)
     ours = revert_weight_conversion(base, base.state_dict())
     expected = {name: tuple(tensor.shape) for name, tensor in converted.items()}
-    # Ours beyond the published ones: ids beside the queues (same-image and same-caption options), a count.
+    # What we have beyond the publication: ids in the queues (same-image and same-caption options), and a counter.
     beyond = {"image_queue.ids", "text_queue.ids", "momentum_copy.updates"}
     assert {name: tuple(t.shape) for name, t in ours.items() if name not in beyond} == expected
     assert report.explained
@@ -104,7 +104,7 @@ def test_published_names_and_shapes_are_ours(base):
 
 
 def test_matching_scores_equal_one_pair_at_a_time():
-    """Keys and values of an image projected once and shared give what each pair gives by itself."""
+    """Sharing the keys and values of an image among its texts gives the same as each pair by itself."""
     model = tiny_model().eval().double()
     batch = to_double(tiny_batch())
     image = model.get_image_features(batch["pixel_values"])
@@ -231,7 +231,7 @@ def test_same_caption_in_the_queue_is_masked_or_positive():
     assert len(set(losses.values())) == 3
 
 
-def test_unknown_ids_are_nobodys_relatives():
+def test_unknown_ids_match_no_other_pair():
     batch = tiny_batch()
     batch["image_ids"] = torch.full((4,), -100)
     output = tiny_model(same_image="mask").eval()(**batch)

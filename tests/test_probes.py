@@ -1,4 +1,4 @@
-"""Nearest neighbours, linear probe and logistic regression on frozen features."""
+"""Nearest neighbors, linear probe and logistic regression on frozen features."""
 
 import math
 
@@ -17,13 +17,13 @@ from albef_hf.evaluation.probes import (
 
 def clusters(count, seed, classes=4, width=10, noise=0.6):
     generator = torch.Generator().manual_seed(seed)
-    centres = torch.eye(width)[:classes] * 2
+    centers = torch.eye(width)[:classes] * 2
     labels = torch.randint(classes, (count,), generator=generator)
-    return centres[labels] + noise * torch.randn(count, width, generator=generator), labels
+    return centers[labels] + noise * torch.randn(count, width, generator=generator), labels
 
 
 def test_knn_by_hand():
-    """Votes are exp(s / T): one very near neighbour beats two that are further away."""
+    """Votes are exp(s / T): one very near neighbor beats two that are further away."""
     train = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.6, 0.8]])
     labels = torch.tensor([0, 1, 1])
     test = torch.tensor([[0.95, math.sqrt(1 - 0.95**2)]])

@@ -1,4 +1,4 @@
-"""Clean-up, tokens and pixels as published."""
+"""Cleaning, tokens and pixels as published."""
 
 import importlib.util
 from pathlib import Path
@@ -37,7 +37,7 @@ def test_captions_are_cut_and_padded(processor):
     assert encoded["input_ids"].shape == (2, 25) and encoded["attention_mask"].sum(1).tolist() == [25, 2]
 
 
-def test_pixels_equal_a_bicubic_squash(processor):
+def test_pixels_equal_a_bicubic_resize(processor):
     noise = np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8)
     image = Image.fromarray(noise)
     expected = torch.from_numpy(np.array(image.resize((32, 32), Image.Resampling.BICUBIC))).permute(2, 0, 1) / 255

@@ -1,4 +1,4 @@
-"""What leaves the machine: the model, its code and its card, and not one byte that it should keep."""
+"""Uploads contain the model, its code and its card, and nothing private."""
 
 import json
 import os
@@ -30,7 +30,7 @@ CANARIES = (TOKEN, SECRET, DATA, "zqclinic", "zqward", "exp_avg")
 
 @pytest.fixture
 def run(tmp_path, model_folder, monkeypatch):
-    """A run folder full of what must not leave."""
+    """A run folder full of contents that must not be uploaded."""
     monkeypatch.setenv("MY_SERVICE_TOKEN", SECRET)
     folder = tmp_path / "run"
     shutil.copytree(model_folder, folder / "model")

@@ -13,7 +13,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-# A block that begins so is compiled and not run.
+# A block that begins with this is compiled but not run.
 NOT_RUN = "# needs the Hub"
 DOCUMENTS = [
     path
@@ -43,7 +43,7 @@ def after_quickstart(processor, tmp_path, monkeypatch):
     for name in ("red", "green", "blue"):
         Image.new("RGB", (40, 40), name).save(tmp_path / "pictures" / f"{name}.png")
     monkeypatch.chdir(tmp_path)
-    # Everything of compilation but the C++ compiler.
+    # Compile without the C++ compiler.
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     return tmp_path
 

@@ -1,4 +1,4 @@
-"""The retriever finds what the evaluation finds, and its index is what was saved."""
+"""The retriever agrees with the evaluation, and a loaded index with the saved one."""
 
 import json
 import shutil
@@ -41,7 +41,7 @@ def retriever(model_folder, data):
 
 @pytest.fixture
 def folder(data, tmp_path):
-    """Ten of the drawings as files, in two folders, and four that are none."""
+    """Ten of the drawings as files in two folders, and four files that are not pictures."""
     for number in range(10):
         path = tmp_path / "pictures" / "ab"[number % 2] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ def folder(data, tmp_path):
 
 
 def recalls(found, data) -> dict[str, float]:
-    """Text-to-image recalls of what was found. A picture that is not among the first ten ranks behind them."""
+    """Text-to-image recalls of search results. Pictures that are not among the first ten rank behind them."""
     images, texts = group_codes(data.image_groups, data.text_groups)
     rows, scores = torch.from_numpy(found.rows), torch.from_numpy(found.scores)
     ranks = best_ranks(scores, images[rows] == texts[:, None])

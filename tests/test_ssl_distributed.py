@@ -28,7 +28,7 @@ def test_two_ranks_equal_one_process(both, case):
 
 
 def test_the_published_gradient_is_the_true_one_over_the_ranks(both):
-    """An all-reduce that autograd does not see halves the gradients of two ranks; the loss is the same."""
+    """An all-reduce that autograd does not see halves the gradients on two ranks. The loss is the same."""
     alone, (first, _) = both
     torch.testing.assert_close(first["barlow_twins_published/loss/0"], alone["barlow_twins/loss/0"])
     ratios = {"barlow_twins": [], "barlow_twins_published": []}
@@ -38,5 +38,5 @@ def test_the_published_gradient_is_the_true_one_over_the_ranks(both):
                 own = first[name.replace("barlow_twins/", f"{case}/")]
                 found.append(float(own.norm() / expected.norm()))
     assert ratios["barlow_twins"] == pytest.approx([1.0] * len(ratios["barlow_twins"]), abs=1e-6)
-    # The statistics of batch normalisation are still shared, so the last layer shows the factor most purely.
+    # Batch normalization still shares its statistics, so only the last layer shows exactly this factor.
     assert ratios["barlow_twins_published"][-1] == pytest.approx(0.5, abs=1e-6)

@@ -1,7 +1,7 @@
-"""Every method learns, and what must not learn does not: neighbours on digits whose colour and place say nothing.
+"""Every method learns, and two broken ones do not: nearest neighbors among digits of random color and position.
 
-Judged by the score of the last step against the same network untrained, never by the loss; beside it stands the same
-network trained with labels. A few minutes.
+The score after the last step is compared with that of the same network untrained, and of the same network trained with
+labels; the loss is not used. This takes a few minutes.
 """
 
 import functools
@@ -9,7 +9,7 @@ import json
 
 import pytest
 from accelerate.utils import set_seed
-from digits_data import DigitBatches, load, nearest_neighbours
+from digits_data import DigitBatches, load, nearest_neighbors
 from torch import nn
 from transformers import PvtV2Config, ResNetConfig, ViTConfig
 from transformers.modeling_outputs import ImageClassifierOutput
@@ -21,8 +21,8 @@ from albef_hf.vision_backbone import VisionBackbone
 from ssl_methods import METHODS
 from ssl_methods.vit import initialize_vit
 
-GAIN = 20  # points above random initialisation
-CEILING = 40  # points that labels gain at least
+GAIN = 20  # points above random initialization
+CEILING = 40  # points that training with labels gains at least
 
 
 @functools.cache
@@ -37,7 +37,7 @@ def backbone_of(kind):
     if kind == "vit":
         size = {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 192}
         backbone = VisionBackbone(ViTConfig(image_size=32, patch_size=8, layer_norm_eps=1e-6, **size), "mean")
-        initialize_vit(backbone)  # random positions would have to be learnt first
+        initialize_vit(backbone)  # random position embeddings would have to be learned first
         return backbone
     two_stages = {
         "num_encoder_blocks": 2, "depths": [1, 1], "sr_ratios": [2, 1], "hidden_sizes": [32, 64], "strides": [4, 2],
@@ -46,8 +46,8 @@ def backbone_of(kind):
     return VisionBackbone(PvtV2Config(image_size=32, **two_stages), "mean")
 
 
-class Labelled(Trainable):
-    """A backbone and a linear layer: what a method is to the loop, with labels."""
+class Labeled(Trainable):
+    """A backbone and a linear layer, trained with labels by the same loop."""
 
     def __init__(self, backbone):
         super().__init__()
@@ -67,16 +67,16 @@ def trained(folder, method, seed=0, batch_size=128, **arguments):
         "log_every": 20, "save_every": 10**6, "report_to": "none",
     }  # fmt: skip
     run = TrainingArguments(**{**fields, **arguments})
-    data = DigitBatches(pixels, seed, batch_size, labels if isinstance(method, Labelled) else None)
-    before = nearest_neighbours(method.backbone, parts())
+    data = DigitBatches(pixels, seed, batch_size, labels if isinstance(method, Labeled) else None)
+    before = nearest_neighbors(method.backbone, parts())
     train(method, data, run, build_accelerator(run))
-    after = nearest_neighbours(method.backbone, parts())
+    after = nearest_neighbors(method.backbone, parts())
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return before, after, [row["text"] for row in rows if row["kind"] == "warning"]
 
 
 def pretrained(folder, name, kind, options, seed=0, **arguments):
-    """A run of a method; of the warnings those of a collapse."""
+    """Scores before and after a run of a method, and its warnings of a collapse."""
     set_seed(seed)
     method = METHODS[name](backbone_of(kind), **options)
     before, after, warnings = trained(folder, method, seed, **arguments)
@@ -90,7 +90,7 @@ def ceiling(tmp_path_factory):
     @functools.cache
     def scores(kind):
         set_seed(0)
-        return trained(tmp_path_factory.mktemp(kind), Labelled(backbone_of(kind)), **SUPERVISED[kind])[:2]
+        return trained(tmp_path_factory.mktemp(kind), Labeled(backbone_of(kind)), **SUPERVISED[kind])[:2]
 
     return scores
 
@@ -101,9 +101,9 @@ SPLIT = {**QUEUE, "batch_norm_splits": 4}
 TWINS = {"projector_dims": [256, 256, 256], "redundancy_weight": 0.01}
 SGD = {"optimizer": "sgd", "weight_decay": 5e-4}
 ADAMW = {"optimizer": "adamw", "weight_decay": 0.01, "learning_rate": 2e-3}
-# Without negatives the decay keeps the heads small, and small batches make more steps of the same pictures.
+# Without negatives, weight decay keeps the heads small; small batches give more steps with the same pictures.
 BYOL = {"optimizer": "adamw", "weight_decay": 0.1, "learning_rate": 3e-3, "batch_size": 64}
-# Options of the method; fields of the run. Momentum looks back over a part of so short a run only.
+# Options of the method; fields of the run. The momentum averages over only a part of these short runs.
 RUNS = {
     ("moco_v1", "resnet"): ({**SPLIT, "momentum": 0.97}, {**SGD, "epochs": 5, "learning_rate": 0.06}),
     ("moco_v2", "resnet"): ({**SPLIT, "momentum": 0.97}, {**SGD, "epochs": 5, "learning_rate": 0.06}),
@@ -129,7 +129,7 @@ SUPERVISED = {
 
 
 @pytest.mark.parametrize(("name", "kind"), list(RUNS))
-def test_neighbours_gain_twenty_points(tmp_path, ceiling, name, kind):
+def test_nearest_neighbors_gain_twenty_points(tmp_path, ceiling, name, kind):
     options, arguments = RUNS[name, kind]
     before, after, alarms = pretrained(tmp_path, name, kind, options, **arguments)
     lowest, highest = ceiling(kind)
@@ -140,7 +140,7 @@ def test_neighbours_gain_twenty_points(tmp_path, ceiling, name, kind):
 
 
 def test_the_alarm_catches_a_collapse(tmp_path):
-    """BYOL without predictor, normalised heads and target network: its loss goes to 0, which is no success."""
+    """BYOL without predictor, normalized heads and target network: its loss goes to 0, which is not a success."""
     options = {**HEADS, "momentum": 0.0, "momentum_schedule": "constant", "use_predictor": False, "head_norm": False}
     before, after, alarms = pretrained(tmp_path, "byol", "vit", options, **ADAMW, epochs=2)
     assert after < before + GAIN and alarms

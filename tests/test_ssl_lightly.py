@@ -1,4 +1,4 @@
-"""Losses against lightly's, where it is installed: equal where it is right, and how it differs where it is not."""
+"""Losses against those of lightly, where it is installed: equal, or different where lightly is wrong."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def test_barlow_twins():
 
 
 def test_byol_in_one_direction():
-    """Theirs is the negative cosine: 2 - 2 cos is 2 + 2 of it. The sum over directions is the caller's there."""
+    """Their loss is the negative cosine: ours, 2 - 2 cos, is 2 plus twice theirs. Their caller sums directions."""
     a, b = features(0), features(1)
     torch.testing.assert_close(byol_loss(a, b), 2 + 2 * loss.NegativeCosineSimilarity()(a, b))
 

@@ -226,7 +226,7 @@ def test_forward_changes_no_state_but_running_statistics():
 
 @pytest.mark.parametrize("name", list(METHODS))
 def test_chunks_give_the_gradients_of_the_whole_batch(name):
-    """On a backbone without batch normalisation. The heads normalise over the whole batch all the same."""
+    """On a backbone without batch normalization. The heads normalize over the whole batch all the same."""
     whole = tiny_method(name, "vit").double().train()
     parts = copy.deepcopy(whole)
     parts.chunk_size = 4
@@ -281,8 +281,8 @@ def test_split_batch_norm_is_batch_norm_of_each_part():
         split(pixels[:7])
 
 
-def test_shuffling_changes_the_order_of_normalisation_only():
-    """Keys come back in their own order, and without batch normalisation shuffling does nothing."""
+def test_shuffling_changes_the_order_of_normalization_only():
+    """Keys come back in their own order, and without batch normalization shuffling does nothing."""
     still = tiny_method("moco_v2", shuffle_keys=False, batch_norm_splits=1).double().train()
     moved = tiny_method("moco_v2", shuffle_keys=True, batch_norm_splits=1).double().train()
     torch.testing.assert_close(step(still).targets, step(moved).targets)  # one part: the statistics are the same

@@ -72,7 +72,7 @@ def test_twenty_steps_equal_the_reference(name, kind):
         method.update_momentum(step, STEPS)
         reference.after_step()
     for n, p in named:
-        # A key's bias moves no softmax, and a bias before batch normalisation moves nothing: their gradients are
+        # A key's bias moves no softmax, and a bias before batch normalization moves nothing: their gradients are
         # rounding noise, which AdamW scales up.
         atol = 1e-7 if n.endswith(("k_proj.bias", "backbone.layernorm.bias")) else 1e-9
         torch.testing.assert_close(own[n], p, atol=atol, rtol=1e-7, msg=lambda t, n=n: f"{n} {t}")

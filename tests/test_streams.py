@@ -1,4 +1,4 @@
-"""Mixtures of data sets, and streams of rows that are never held all."""
+"""Mixtures of data sets, and streams of rows that are never loaded whole."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""What the suite asks of itself."""
+"""Rules for the test suite itself."""
 
 import ast
 from functools import cache
@@ -10,7 +10,7 @@ PACKAGES = ("albef_hf", "ssl_methods")
 
 @cache
 def imports(path: Path) -> list[str]:
-    """The dotted name of everything a file imports, wherever in it."""
+    """The dotted names of everything that a file imports, also inside functions."""
     found = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):

@@ -1,4 +1,4 @@
-"""Data of the downstream tasks: published lists and Hub columns in, model arguments out, errors that name the row."""
+"""Data of the downstream tasks: from published lists and Hub data sets to model arguments; errors name the row."""
 
 import importlib.util
 import json
@@ -139,9 +139,9 @@ def test_captions_are_padded_to_the_full_length_where_ranks_must_agree(lists, pr
 def test_rows_that_could_not_choose_weights_are_refused_before_training(lists, processor):
     questions = rows_of(lists, "question_answering").remove_columns("answers")
     TASKS["question_answering"](processor).check_rows(questions, "test", chooses=False)  # a server has the answers
-    with pytest.raises(ValueError, match="validation has no answers to compare with: say which column"):
+    with pytest.raises(ValueError, match="validation has no answers to compare with: name their column"):
         TASKS["question_answering"](processor).check_rows(questions, "validation", chooses=True)
-    with pytest.raises(ValueError, match="test has no boxes to compare with: say which column"):
+    with pytest.raises(ValueError, match="test has no boxes to compare with: name their column"):
         TASKS["grounding"](processor).check_rows(questions, "test", chooses=False)
 
 
@@ -240,7 +240,7 @@ def test_the_answer_list_is_the_most_frequent_answers(tmp_path, lists):
     path.write_text('["a", "b"]')
     assert read_answer_list(path) == ["a", "b"]
     for text, message in (
-        ('["a", "a"]', "answer 1: 'a' is there twice"),
+        ('["a", "a"]', "answer 1: 'a' occurs twice"),
         ('["a", ""]', "answer 1: ''"),
         ("{}", "JSON list"),
     ):
@@ -258,7 +258,7 @@ def test_the_script_builds_an_answer_list(lists, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["x", source, source, "--minimum", "40", "--output", str(output)])
     script.main()
     assert read_answer_list(output) == ["cat"]  # 84 times; "two dog" was given 36 times
-    assert "1 answers, which answer 100.00% of questions" in capsys.readouterr().out
+    assert "1 answers, which cover 100.00% of questions" in capsys.readouterr().out
     monkeypatch.setattr("sys.argv", ["x", source, "--minimum", "100", "--output", str(output)])
     with pytest.raises(ValueError, match="no answer was given 100 times"):
         script.main()
@@ -299,7 +299,7 @@ def test_karpathy_splits(tmp_path):
 
 
 def test_grounding_sees_the_whole_picture_and_other_tasks_a_crop(processor):
-    """A picture whose edge is red: only without a crop is the edge always there."""
+    """A picture with a red edge: only without a crop is the edge always visible."""
     pixels = np.zeros((32, 32, 3), dtype=np.uint8)
     pixels[:, :2] = pixels[:, -2:] = (255, 0, 0)
     image = Image.fromarray(pixels)

@@ -1,4 +1,4 @@
-"""The models of downstream tasks: what each starts from, and how it loads."""
+"""The models of downstream tasks: which weights each starts from, and how it loads."""
 
 import pytest
 import torch

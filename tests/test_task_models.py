@@ -1,4 +1,4 @@
-"""What each model of a downstream task does that the others do not."""
+"""What only one of the models of downstream tasks does."""
 
 import math
 from copy import deepcopy
@@ -58,7 +58,7 @@ def questions() -> dict:
 
 
 def peaked() -> AlbefForQuestionAnswering:
-    """A model with opinions: at random initialisation all words are almost equally likely."""
+    """A model with clear preferences: right after initialization all words are almost equally likely."""
     model = double(AlbefForQuestionAnswering)
     torch.manual_seed(3)
     with torch.no_grad():
@@ -277,7 +277,7 @@ def test_text_assignment_draws_what_it_says():
     drawn = model(**batch, image_ids=image_ids)
     given = {name: drawn[name] for name in ("labels", "first_image_index", "second_image_index")}
     torch.testing.assert_close(model(**{**batch, **given}).loss, drawn.loss)
-    # Three images of one id have one other image, and so no two to stand before.
+    # Each of three images with one id has only one other image, but two are needed.
     for draw, labels in ((0.1, [-100, -100, -100, 2]), (0.5, [1, 1, 1, 1]), (0.9, [0, 0, 0, 0])):
         batch["assignment_draws"][:, 0] = draw
         output = model(**batch, image_ids=torch.tensor([5, 5, 5, 8]))
@@ -295,7 +295,7 @@ BAD = [
     (AlbefForVisualReasoning, {"pixel_values": torch.zeros(4, 3, 32, 32)}, "each text needs two images"),
     (AlbefForVisualReasoning, {"pixel_values": torch.zeros(4, 1, 3, 32, 32)}, "each text needs two images"),
     (AlbefForVisualReasoning, {"labels": ZERO - 1}, "label -1 of row 0"),
-    (AlbefForTextAssignment, {"labels": ZERO}, "come together or not at all"),
+    (AlbefForTextAssignment, {"labels": ZERO}, "give all of labels, .* or none"),
     (
         AlbefForTextAssignment,
         {"labels": ZERO, "first_image_index": ZERO, "second_image_index": ZERO + 4},
@@ -321,7 +321,7 @@ def test_numbers_of_images_that_do_not_fit_are_named():
     keys_values = text_model.project_image_tokens(torch.zeros(1, 5, width).double())
     with pytest.raises(ValueError, match="this model reads each text with 2 images"):
         text_model.fuse(torch.zeros(1, 3, text_model.config.hidden_size).double(), None, keys_values)
-    with pytest.raises(ValueError, match="cannot be shared out between images_per_text = 3"):
+    with pytest.raises(ValueError, match="cannot be divided among images_per_text = 3"):
         tiny_config(text_config={"images_per_text": 3})
     with pytest.raises(ValueError, match="no projections and no temperature"):
         double(AlbefForVisualEntailment).albef.get_image_features(torch.zeros(1, 3, 32, 32))
@@ -336,5 +336,5 @@ def test_chance_of_a_class():
 )
 def test_a_model_of_two_images_is_refused_by_tasks_of_one(kind):
     config = tiny_config(text_config={"images_per_text": 2, "num_hidden_layers": 6})
-    with pytest.raises(ValueError, match="reads a text with 1 image, but the configuration is of .* it with 2"):
+    with pytest.raises(ValueError, match="reads a text with 1 image, but the configuration is for .* it with 2"):
         kind(config)

@@ -1,4 +1,4 @@
-"""Models of the downstream tasks as they start: from another folder, for larger pictures, or from scratch."""
+"""How models of the downstream tasks start: from another folder, for larger pictures, or from scratch."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def test_from_scratch_has_the_architecture_of_the_configuration():
 def test_weights_that_do_not_arrive_are_named(model_folder, tmp_path):
     with pytest.raises(ValueError, match="has not been trained as AlbefForVisualEntailment: it lacks classifier"):
         load_trained_model(TASKS["visual_entailment"].model_class, str(model_folder))
-    with pytest.raises(ValueError, match="is no model folder"):
+    with pytest.raises(ValueError, match="is neither a model folder nor found on the Hub"):
         build_task_model(TASKS["retrieval"].model_class, ModelArguments(model_path=str(tmp_path)))
     arguments = ModelArguments(model_path=str(model_folder), image_size=32)
     model, processor = build_task_model(TASKS["question_answering"].model_class, arguments)

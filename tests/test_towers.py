@@ -27,7 +27,7 @@ def test_a_wrong_configuration_names_the_field(change, message):
 
 
 def test_a_wrong_width_between_towers_is_named():
-    with pytest.raises(ValueError, match="encoder_hidden_size is 99, but tokens .* are 24 wide"):
+    with pytest.raises(ValueError, match="encoder_hidden_size is 99, but tokens .* have width 24"):
         AlbefModel(tiny_config(text_config={"encoder_hidden_size": 99}))
 
 

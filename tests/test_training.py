@@ -241,7 +241,7 @@ def test_a_run_leaves_a_folder_that_explains_itself(straight):
 
 def test_stopped_and_resumed_equals_straight_bit_for_bit(straight, tmp_path):
     finish(launch(tmp_path, "--accumulation", "2", "--max_steps", "3"))
-    # The schedule of a shorter run differs, so the checkpoint is taken from the straight run's third step instead.
+    # A shorter run has another schedule, so the checkpoint after step 3 of the straight run is used.
     import shutil
 
     shutil.rmtree(tmp_path / "run" / "checkpoints")
@@ -298,7 +298,7 @@ def launched(folder: Path, processes: int, batch_size: int) -> list[dict]:
         "report_to": "tensorboard",
     }
     config.write_text(yaml.safe_dump({**TINY, **changes, "output_dir": str(folder / "run")}))
-    # `accelerate launch` starts several processes on CPUs through MPI only; this is what it starts on GPUs.
+    # On CPUs `accelerate launch` starts several processes with MPI only. This is what it does on GPUs.
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command += [str(ROOT / "scripts" / "pretrain.py"), str(config)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
@@ -321,7 +321,7 @@ def test_two_launched_processes_train_as_one(tmp_path):
 
 
 class Fragile(Trainable):
-    """A method whose loss is not a number at the steps told."""
+    """A method whose loss is not a number at given steps."""
 
     def __init__(self, bad: set[int]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Adapters, compilation, placement and ONNX give what the plain model gives."""
+"""Adapters, compilation, device maps and ONNX give the same as the plain model."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""The downstream tasks, a file each. CONTRIBUTING.md shows how to add one."""
+"""The downstream tasks, one file for each. CONTRIBUTING.md shows how to add one."""
 
 from collections.abc import Sequence
 
@@ -23,10 +23,10 @@ TASKS: dict[str, type[Task]] = {task.name: task for task in _CLASSES}
 
 
 def task_named(name: str, allowed: Sequence[type[Task]] = _CLASSES) -> type[Task]:
-    """The task of this name.
+    """The class of a task.
 
     Raises:
-        ValueError: there is none among those allowed; names the nearest.
+        ValueError: no allowed task has this name; says which come nearest.
     """
     known = {task.name: task for task in allowed}
     if name not in known:

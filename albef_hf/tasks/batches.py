@@ -1,7 +1,7 @@
-"""Batches of any task, by what the task itself says about a row.
+"""Batches of any task, made by its own `prepare` and `collate`.
 
-Training replaces and counts a row that cannot be used, as pre-training does; evaluation names it and stops, since
-figures are comparable only over the same rows.
+Training replaces and counts a row that cannot be used, as pre-training does. Evaluation stops with an error that names
+the row, since results are comparable only over the same rows.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +24,7 @@ from .task import Task
 
 
 class TaskSamples(Samples):
-    """Rows of a task as samples to train on."""
+    """Training samples made from the rows of a task."""
 
     def __init__(self, task: Task, corpus: Corpora, seed: int) -> None:
         super().__init__(corpus, task.settings.data, seed)
@@ -35,7 +35,7 @@ class TaskSamples(Samples):
 
 
 class TaskCollator(Collator):
-    """Samples to train on -> the arguments of the task's model, and `rejected`."""
+    """Training samples -> the arguments of the task's model, and `rejected`: the rows that were replaced."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -55,11 +55,13 @@ def build_task_data(
     world_size: int = 1,
     weights: Sequence[float] | None = None,
 ) -> TrainingData:
-    """Training batches of a task.
+    """Make the training batches of a task.
 
     Args:
         parts: data sets as `task.load` returns them, by name, such as VQA v2 and Visual Genome.
-        weights: share of each part in an epoch; their sizes where left out.
+        batch_size: samples of this rank's batches.
+        seed: of the order of rows and of every random choice about them.
+        weights: shares of the parts in an epoch; where left out, every row comes once.
     """
     samples = TaskSamples(task, Corpora(list(parts.values()), list(parts), weights), seed)
     workers = task.settings.data.workers
@@ -67,7 +69,7 @@ def build_task_data(
 
 
 class _EvaluationRows(Dataset):
-    """Rows in their order; one that cannot be used is an error."""
+    """Evaluation samples in the order of the rows. A row that cannot be used is an error."""
 
     def __init__(self, task: Task, rows: datasets.Dataset, name: str) -> None:
         self.task, self.rows, self.name = task, rows, name
@@ -85,11 +87,12 @@ class _EvaluationRows(Dataset):
 def evaluation_batches(
     task: Task, rows: datasets.Dataset, name: str = "evaluation data"
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """Every row once, in order, whole pictures, `evaluation_batch_size` of the task's settings at a time. The last
-    batch may be smaller.
+    """Batches of `evaluation_batch_size` (of the task's settings) with every row once, in order, unaugmented.
+
+    The last batch may be smaller.
 
     Raises:
-        ValueError: a row that cannot be used; names the data set, the row and the field.
+        ValueError: a row cannot be used; names the data set, the row and the column.
     """
     yield from DataLoader(
         _EvaluationRows(task, rows, name),
@@ -107,10 +110,11 @@ def predict_rows(
     name: str,
     predict: Callable[[dict[str, torch.Tensor]], list[Any]],
 ) -> list[Any]:
-    """What `predict` makes of every row, in order. The ranks share the rows; every rank gets all predictions.
+    """Predict every row, in order. Ranks share the rows, and every rank gets all predictions.
 
     Args:
-        predict: a batch of `evaluation_batches`, on the model's device -> one prediction a row, which can be pickled.
+        predict: a batch of `evaluation_batches` on the model's device -> a prediction for each row, which can be
+            pickled.
     """
     numbers = rows_of_rank(len(rows), task.settings.accelerator)
     label = name if numbers.step == 1 else f"{name} (every row {numbers.step} n + {numbers.start})"
@@ -125,13 +129,13 @@ def predict_rows(
 
 
 def rows_of_rank(count: int, accelerator: Accelerator | None) -> range:
-    """The row numbers that this rank measures: every so many-th of `count`, as many as there are ranks."""
+    """The row numbers out of `count` that this rank measures: every n-th, where there are n ranks."""
     if accelerator is None:
         return range(count)
     return range(accelerator.process_index, count, accelerator.num_processes)
 
 
 def gather_rows(numbers: Sequence[int], values: Sequence[Any]) -> list[Any]:
-    """What all ranks have for their row numbers, in the order of the rows, on every rank."""
+    """Collect the values of all ranks, in the order of their row numbers. Every rank gets all of them."""
     pairs = gather_object(list(zip(numbers, values, strict=True)))
     return [value for _, value in sorted(pairs, key=lambda pair: pair[0])]

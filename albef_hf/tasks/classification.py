@@ -1,4 +1,4 @@
-"""What tasks that choose a class have in common: labels, accuracy with confusion, and examples with probabilities."""
+"""What classification tasks share: labels, accuracy and confusion, and examples with probabilities."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from .batches import predict_rows
 from .result import TaskResult
 from .task import Task
 
-# For the card, after the inputs.
+# Lines of code for the card, after those that make `inputs`.
 PRINT_CLASSES = (
     "with torch.no_grad():",
     "    print(dict(zip(model.classes, model(**inputs).logits.softmax(-1)[0].tolist())))",
@@ -22,17 +22,17 @@ PRINT_CLASSES = (
 
 
 class ClassifyingTask(Task):
-    """A sentence and one picture or several; `model_class.classes` names what may be said of them.
+    """Classifies a sentence with one picture or several. The classes are `model_class.classes`.
 
-    Columns: `sentence`; `label`, see `label_number`; `identifier`, what a server calls the row.
+    Columns: `sentence`; `label`, see `label_number`; `identifier`, the row's name for an evaluation server.
     """
 
     @classmethod
     def label_number(cls, value: Any) -> int:
-        """A label as people write it ("True", "entailment", a boolean, a number) -> the number of its class.
+        """A label as data sets write it ("True", "entailment", a boolean, a number) -> the number of its class.
 
         Raises:
-            ValueError: there is no such class; names those there are.
+            ValueError: there is no such class; names the classes.
         """
         classes: Sequence[str] = cls.model_class.classes  # type: ignore[attr-defined]
         if isinstance(value, int) and 0 <= value < len(classes):  # booleans are integers too
@@ -43,7 +43,7 @@ class ClassifyingTask(Task):
         return names.index(text)
 
     def label(self, row: Mapping[str, Any]) -> int:
-        """The label of a row as the number of its class.
+        """The number of the class that a row is labeled with.
 
         Raises:
             BadImage: there is no such class.
@@ -64,7 +64,7 @@ class ClassifyingTask(Task):
         return batch
 
     def measure(self, model: Any, rows: datasets.Dataset, name: str) -> TaskResult:
-        """Accuracy of the most probable class."""
+        """Predict the most probable class. The metric is accuracy."""
 
         def predict(batch: dict[str, torch.Tensor]) -> list[list[float]]:
             inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "pixel_values")}
@@ -81,17 +81,17 @@ class ClassifyingTask(Task):
         return classification_result(name, predicted, references, model.classes, predictions)
 
     def example(self, result: TaskResult, row: int, data: Mapping[str, Any]) -> Example:
-        """The probability of every class, and the label."""
+        """A row with the probability of every class and its label."""
         prediction = result.predictions[row]
         lines: list[tuple[str, bool | None]] = []
         for label, share in zip(result.details["labels"], prediction["probabilities"], strict=True):
             right = bool(result.correct[row]) if label == prediction["prediction"] else None
             lines.append((f"{label} ({share:.0%})", right))
-        lines.append((f"it is: {data['label']}", None))
+        lines.append((f"label: {data['label']}", None))
         return Example([decode_image(image) for image in self.images(data)], data["sentence"], lines)
 
     def tables(self, result: TaskResult) -> list[str]:
-        """The confusion of classes."""
+        """The confusion matrix."""
         return [confusion_section(result)]
 
 
@@ -102,10 +102,10 @@ def classification_result(
     classes: Sequence[str],
     predictions: list[dict[str, Any]],
 ) -> TaskResult:
-    """Accuracy, its confusion, and what the most frequent class reaches.
+    """Accuracy and confusion matrix, with the accuracy of always predicting the most frequent class as baseline.
 
     Args:
-        predicted, references: numbers of classes, one a row.
+        predicted, references: the number of a class for each row.
         predictions: see `TaskResult`.
     """
     figures = classification_metrics(predicted, references, classes)
@@ -122,11 +122,11 @@ def classification_result(
 
 
 def confusion_section(result: TaskResult) -> str:
-    """The confusion of a `classification_result` as a section of the report."""
+    """The confusion matrix of a `classification_result` as a section of the report."""
     labels = result.details["labels"]
     lines = [
         [label, *(f"{count:,}" for count in counts), f"{counts[row] / max(1, sum(counts)):.1%}"]
         for row, (label, counts) in enumerate(zip(labels, result.details["confusion"], strict=True))
     ]
-    heads = ["true class", *(f"said: {label}" for label in labels), "found"]
-    return table_section(f"Confusion: {result.name}", "One row a true class.", heads, lines)
+    heads = ["true class", *(f"predicted: {label}" for label in labels), "accuracy"]
+    return table_section(f"Confusion: {result.name}", "One row for each true class.", heads, lines)

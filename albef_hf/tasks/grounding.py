@@ -1,4 +1,4 @@
-"""Visual grounding without boxes to learn from: what does an expression mean in a picture? (RefCOCO+; paper section
+"""Visual grounding, trained without boxes: what does an expression refer to in a picture? (RefCOCO+; paper section
 6.4)"""
 
 from collections.abc import Mapping
@@ -29,9 +29,9 @@ BASELINES = {
 
 
 class Grounding(PairTask):
-    """Trained as retrieval on expressions; a heat map of its attention then chooses a box.
+    """Trained like retrieval, on expressions. In evaluation a heat map of the model's attention chooses a box.
 
-    Columns: `expression`; `box`, what it means, for evaluation only; `proposals`, a list of boxes to choose from;
+    Columns: `expression`; `box`, what it refers to, for evaluation only; `proposals`, a list of boxes to choose from;
     `image_id`, see `PairTask`. A box is x, y, width, height in pixels.
     """
 
@@ -39,10 +39,10 @@ class Grounding(PairTask):
     model_class = AlbefForImageTextRetrieval
     needed = {"image": "image", "expression": "text"}
     optional = {"image_id": "image_id", "box": "bbox", "proposals": "proposals"}
-    crop = None  # it could cut off what is meant
+    crop = None  # a crop could cut off what the expression refers to
     description = (
-        "Points out what an expression means in a picture. It has never seen a box: heat maps of its attention choose "
-        "one."
+        "Finds the box that an expression refers to in a picture. It was trained without boxes: heat maps of its "
+        "attention choose one."
     )
     usage = (
         "from albef_hf.evaluation.grounding import AlbefGrounder",
@@ -51,29 +51,30 @@ class Grounding(PairTask):
     )
     examples_shown = 8
     examples_caption = (
-        f"{Task.examples_caption} Left: the right box in green, the chosen one in orange, unless they are the same. "
-        "Right: where it looks."
+        f"{Task.examples_caption} Left: the correct box in green, the chosen one in orange if it is another. Right: "
+        "the heat map."
     )
 
     def check_rows(self, rows: datasets.Dataset, name: str, chooses: bool) -> None:
-        """Raises:
-        ValueError: boxes are missing.
+        """Check that the rows have boxes.
+
+        Raises:
+            ValueError: they have none.
         """
         if "box" not in rows.column_names:
-            raise ValueError(f"{name} has no boxes to compare with: say which column with columns: {{box: ...}}")
+            raise ValueError(f"{name} has no boxes to compare with: name their column by columns: {{box: ...}}")
 
     def prepare(self, row: Mapping[str, Any], generator: np.random.Generator, training: bool) -> dict[str, Any]:
-        """The expression and its picture; boxes are not looked at."""
+        """The expression and its picture. Boxes are not used."""
         return self.pair(row, self.text(row, "expression"), generator, training)
 
     def measure(self, model: AlbefForImageTextRetrieval, rows: datasets.Dataset, name: str) -> TaskResult:
-        """How often the box with most heat is the right one; beside it the middle one, a random one, and the best
-        there is."""
+        """Accuracy of the box with most heat. Baselines are the central box, a random proposal and the best one."""
         samples = grounding_samples(rows)
         numbers = rows_of_rank(len(samples), self.settings.accelerator)
         grounder = AlbefGrounder(model, self.processor)
-        own = [samples[number] for number in numbers]
-        groundings = gather_rows(numbers, find_boxes(grounder, own, self.settings.evaluation_batch_size, name))
+        shard = [samples[number] for number in numbers]
+        groundings = gather_rows(numbers, find_boxes(grounder, shard, self.settings.evaluation_batch_size, name))
         metrics = score_boxes(groundings, samples)
         overlaps = [
             float(intersection_over_union(each.box, np.asarray(sample.box)))
@@ -94,7 +95,7 @@ class Grounding(PairTask):
         )
 
     def example(self, result: TaskResult, row: int, data: Mapping[str, Any]) -> Example:
-        """The picture with both boxes, and its heat map."""
+        """A row with both boxes in its picture, and with its heat map."""
         grounding, picture = result.extras[row], decode_image(data["image"])
         heat = overlay(picture, torch.from_numpy(grounding.heat_map))
         boxed = picture.copy()
@@ -107,7 +108,7 @@ class Grounding(PairTask):
 
 
 def grounding_samples(rows: datasets.Dataset) -> list[GroundingSample]:
-    """Rows of the task as what `AlbefGrounder` takes, pictures undecoded."""
+    """Rows of the task as samples for `find_boxes` and `score_boxes`, pictures undecoded."""
     return [
         GroundingSample(row["image"], row["expression"], row.get("box"), row.get("proposals") or ()) for row in rows
     ]

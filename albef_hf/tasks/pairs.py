@@ -1,4 +1,4 @@
-"""Tasks whose samples are a text and its own picture, which the model learns to tell from other pictures."""
+"""Tasks whose samples are pairs of a text and its picture, which the model learns to tell from other pairs."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,12 +15,12 @@ from .task import Task
 
 
 class PairTask(Task):
-    """Samples of a text and its picture. `image_id` is equal where pictures are the same, so that no text is taught
-    to be wrong about its own picture."""
+    """Samples are pairs of a text and its picture. `image_id` is equal for rows with the same picture, so that none of
+    a picture's texts becomes a negative for it."""
 
     @classmethod
     def complete_rows(cls, rows: datasets.Dataset, dataset: str) -> datasets.Dataset:
-        """Without `image_id`, the same path is the same picture; of pictures without a path each row is one."""
+        """Add a missing `image_id`: the path of the picture, or the number of the row if pictures have no paths."""
         if "image_id" in rows.column_names:
             return rows
         named = [str(path) for path in rows["image"]] if holds_paths(rows.features["image"]) else range(len(rows))
@@ -29,15 +29,15 @@ class PairTask(Task):
     def pair(
         self, row: Mapping[str, Any], text: str, generator: np.random.Generator, training: bool
     ) -> dict[str, Any]:
-        """The sample of a text and the row's picture. In training it has `draws`, three uniform numbers in [0, 1) by
-        which the model chooses what else stands before the text."""
+        """The sample of a text and the row's picture. In training it has `draws`: three uniform numbers in [0, 1), by
+        which the model draws hard negatives or other pictures."""
         pixels = self.pixels(row["image"], generator, training)
         draws = {"draws": generator.random(3)} if training else {}
         return {"pixel_values": pixels, "text": text, "image_id": row["image_id"], **draws}
 
     def collate(self, samples: Sequence[Mapping[str, Any]], training: bool) -> dict[str, torch.Tensor]:
-        """Adds `image_ids` and `caption_ids` (samples,), which are equal for equal pictures and for equal texts, and
-        in training `negative_draws` (samples, 2) and `assignment_draws` (samples, 3)."""
+        """Adds `image_ids` and `caption_ids` (samples,), equal for equal pictures and for equal texts. In training it
+        also adds `negative_draws` (samples, 2) and `assignment_draws` (samples, 3)."""
         batch = super().collate(samples, training)
         batch["image_ids"] = torch.tensor([stable_id(sample["image_id"]) for sample in samples])
         cleaned = [self.processor.clean_caption(sample["text"]) for sample in samples]
@@ -51,7 +51,7 @@ class PairTask(Task):
 class CaptionTask(PairTask):
     """Pictures with captions.
 
-    Columns: `captions`, one or a list, of which a sample has one; `image_id`, see `PairTask`.
+    Columns: `captions`, one or a list, of which each sample draws one; `image_id`, see `PairTask`.
     """
 
     needed = {"image": "image", "captions": "caption"}
@@ -60,13 +60,13 @@ class CaptionTask(PairTask):
 
     @classmethod
     def load(cls, dataset: str, **options: Any) -> datasets.Dataset:
-        """As `Task.load`; COCO and Flickr30K also from Karpathy's lists, which are told by their names."""
+        """Like `Task.load`, but also from Karpathy's lists of COCO and Flickr30K, recognized by their file names."""
         if Path(dataset).name in KARPATHY_LISTS:
             return load_karpathy(dataset, options.get("split", "train"), options.get("image_root"))
         return super().load(dataset, **options)
 
     def prepare(self, row: Mapping[str, Any], generator: np.random.Generator, training: bool) -> dict[str, Any]:
-        """One of the row's captions and its picture."""
+        """The row's picture with one of its captions, drawn at random."""
         captions = [row["captions"]] if isinstance(row["captions"], str) else row["captions"] or []
         usable = [caption for caption in captions if caption and self.processor.clean_caption(caption)]
         if not usable:
@@ -74,6 +74,6 @@ class CaptionTask(PairTask):
         return self.pair(row, usable[int(generator.integers(len(usable)))], generator, training)
 
     def tokenize(self, texts: Sequence[str], training: bool) -> Mapping[str, torch.Tensor]:
-        """`input_ids` and `attention_mask` (texts, tokens), of the full length where ranks must agree on it."""
+        """`input_ids` and `attention_mask` (texts, tokens), in training of full length where ranks must agree."""
         padding = "max_length" if training and self.settings.fixed_length else "longest"
         return self.processor.tokenize_captions(texts, self.max_tokens, padding)

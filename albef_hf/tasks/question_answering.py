@@ -21,20 +21,20 @@ from .result import TaskResult, TaskSettings
 from .task import Task, write_json_lines
 
 ANSWER_FILE = "answer_list.json"  # beside a saved model
-ANSWERS_KEPT = 5  # of each question, in the predictions
-QUESTION_TOKENS = 25  # in training (released code)
-VG_WEIGHT = 0.5  # of an answer of Visual Genome (released code); in VQA v2 an answer weighs the share who gave it
+ANSWERS_KEPT = 5  # best answers to each question in the predictions
+QUESTION_TOKENS = 25  # longer questions are cut in training (released code)
+VG_WEIGHT = 0.5  # weight of an answer of Visual Genome (released code); in VQA v2 it is the share who gave it
 
 
 class QuestionAnswering(Task):
-    """Answers are learned word by word, each by its weight; in evaluation a list of answers is ranked.
+    """Training teaches weighted answers token by token; evaluation ranks a list of answers.
 
     Columns: `question`; `answers`, one (Visual Genome) or those of ten people (VQA v2); `question_id`, for the server;
     `question_type` and `answer_type`, for tables; `source`, where "vg" stands for Visual Genome.
 
     Attributes:
-        answers: what may be answered. `prepare_training` and `read_saved` set it.
-        learnable: answers that may be learned; a question without any of them cannot be used. None: all may.
+        answers: the list to rank in evaluation. `prepare_training` and `read_saved` set it.
+        learnable: answers to train on; a question without any of them cannot be used. None: all answers.
     """
 
     name = "question_answering"
@@ -62,11 +62,13 @@ class QuestionAnswering(Task):
         self.learnable: set[str] | None = None
 
     def check_rows(self, rows: datasets.Dataset, name: str, chooses: bool) -> None:
-        """Raises:
-        ValueError: there are no answers by which weights could be chosen. Tests may have none: they are predicted.
+        """Check that rows that choose the weights have answers. Tests may have none, and are only predicted.
+
+        Raises:
+            ValueError: they have none.
         """
         if chooses and "answers" not in rows.column_names:
-            raise ValueError(f"{name} has no answers to compare with: say which column with columns: {{answers: ...}}")
+            raise ValueError(f"{name} has no answers to compare with: name their column by columns: {{answers: ...}}")
 
     def prepare(self, row: Mapping[str, Any], generator: np.random.Generator, training: bool) -> dict[str, Any]:
         """The question, its picture, and in training its answers with their weights."""
@@ -96,7 +98,7 @@ class QuestionAnswering(Task):
         )
 
     def collate(self, samples: Sequence[Mapping[str, Any]], training: bool) -> dict[str, torch.Tensor]:
-        """In training it adds the answers of all questions, one behind the other: `answer_input_ids` and
+        """In training, adds the answers to all questions, one after the other: `answer_input_ids` and
         `answer_attention_mask` (answers, tokens), `answer_weights` (answers,), `answers_per_question` (samples,)."""
         batch = super().collate(samples, training)
         if training:
@@ -108,7 +110,7 @@ class QuestionAnswering(Task):
         return batch
 
     def prepare_training(self, parts: Mapping[str, datasets.Dataset]) -> None:
-        """Set `answers`: those of the file, or all of the training data."""
+        """Set `answers`: those of the answer list, or all in the training data."""
         if self.settings.answer_list is not None:
             self.answers = read_answer_list(self.settings.answer_list)
         else:
@@ -117,21 +119,25 @@ class QuestionAnswering(Task):
             )
 
     def saved_files(self) -> dict[str, str]:
-        """The answers."""
+        """The answer list."""
         return {ANSWER_FILE: json.dumps(self.answers, ensure_ascii=False)} if self.answers else {}
 
     def read_saved(self, model_path: str) -> None:
-        """Set `answers`: those the model was trained to give, unless the settings name others."""
+        """Set `answers`: those saved with the model, unless the settings name a list.
+
+        Raises:
+            ValueError: there is neither.
+        """
         beside = Path(model_path) / ANSWER_FILE
         if self.settings.answer_list is None and not beside.is_file():
             raise ValueError(f"question answering ranks a list of answers: set answer_list, there is no {beside}")
         self.answers = read_answer_list(self.settings.answer_list or beside)
 
     def measure(self, model: AlbefForQuestionAnswering, rows: datasets.Dataset, name: str) -> TaskResult:
-        """VQA accuracy of the answers ranked highest; without answers in the rows, predictions alone.
+        """VQA accuracy of the best-ranked answers; predictions alone where the rows have no answers.
 
         Raises:
-            ValueError: there is nothing to answer with.
+            ValueError: there is no answer list.
         """
         if not self.answers:
             raise ValueError("question answering ranks a list of answers: set answer_list")
@@ -167,14 +173,14 @@ class QuestionAnswering(Task):
         return result
 
     def write_predictions(self, result: TaskResult, folder: Path) -> None:
-        """NAME.json, the list of {"question_id", "answer"} that the VQA server takes; NAME.details.jsonl with the
-        next answers and probabilities."""
+        """NAME.json, the list of {"question_id", "answer"} that the VQA server takes; NAME.details.jsonl with the best
+        answers and their probabilities."""
         kept = [{key: row[key] for key in ("question_id", "answer")} for row in result.predictions]
         (folder / f"{result.name}.json").write_text(json.dumps(kept) + "\n", encoding="utf-8")
         write_json_lines(folder / f"{result.name}.details.jsonl", result.predictions)
 
     def example(self, result: TaskResult, row: int, data: Mapping[str, Any]) -> Example:
-        """The first answers, and what people said."""
+        """A question with the three best answers, and the answers that people gave."""
         references = answers_of(data)
         lines: list[tuple[str, bool | None]] = []
         for number, (answer, probability) in enumerate(result.predictions[row]["ranked"][:3]):
@@ -185,7 +191,7 @@ class QuestionAnswering(Task):
         return Example([decode_image(data["image"])], data["question"], lines)
 
     def tables(self, result: TaskResult) -> list[str]:
-        """Accuracy by type of question and by type of answer, where the two differ."""
+        """Accuracy by type of question, and by type of answer if that is different."""
         by_question, by_answer = (result.details.get(f"accuracy_per_{each}_type") for each in ("question", "answer"))
         sections = []
         for words, accuracies in (("question", by_question), ("answer", by_answer)):
@@ -198,7 +204,7 @@ class QuestionAnswering(Task):
 
 
 def _compare(result: TaskResult, rows: datasets.Dataset) -> None:
-    """Fill in how right the predictions are, and what the most frequent answers would be."""
+    """Fill in metrics, and as baselines the accuracy of the most frequent answers."""
     given = [row["answer"] for row in result.predictions]
     references = [answers_of(row) for row in rows.select_columns(["answers"])]
     types = {
@@ -212,11 +218,11 @@ def _compare(result: TaskResult, rows: datasets.Dataset) -> None:
     def accuracy(guesses: list[Any]) -> float:
         return float(answer_metrics([str(guess) for guess in guesses], references)["accuracy"])  # type: ignore[arg-type]
 
-    usual = [majority(right) for right in references]
-    result.baselines["most frequent answer"] = accuracy([majority(usual)] * len(rows))
+    common = [majority(right) for right in references]
+    result.baselines["most frequent answer"] = accuracy([majority(common)] * len(rows))
     if "question_types" in types:
         by_type: dict[str, list[Any]] = {}
-        for question_type, answer in zip(types["question_types"], usual, strict=True):
+        for question_type, answer in zip(types["question_types"], common, strict=True):
             by_type.setdefault(question_type, []).append(answer)
         guesses = [majority(by_type[question_type]) for question_type in types["question_types"]]
         result.baselines["most frequent answer of a question's type"] = accuracy(guesses)
@@ -228,7 +234,7 @@ def _compare(result: TaskResult, rows: datasets.Dataset) -> None:
 
 
 def tokenize_answers(processor: AlbefProcessor, answers: Sequence[str]) -> dict[str, torch.Tensor]:
-    """`input_ids` and `attention_mask` (answers, tokens): [CLS], the answer, [SEP] where the decoder ends."""
+    """`input_ids` and `attention_mask` (answers, tokens): [CLS], the answer, [SEP], then padding."""
     tokenizer = processor.tokenizer
     rows = tokenizer(list(answers), add_special_tokens=False, return_token_type_ids=False)["input_ids"]
     rows = [[tokenizer.cls_token_id, *row, tokenizer.sep_token_id] for row in rows]
@@ -247,7 +253,7 @@ def answers_of(row: Mapping[str, Any]) -> list[str]:
 
 
 def weighted_answers(row: Mapping[str, Any]) -> dict[str, float]:
-    """Each distinct answer and its weight: the share of people who gave it; 0.5 for Visual Genome (published)."""
+    """Distinct answers and their weights: the share of people who gave it; 0.5 for Visual Genome (published)."""
     answers = answers_of(row)
     if row.get("source") == "vg":
         return dict.fromkeys(answers[:1], VG_WEIGHT)
@@ -255,11 +261,11 @@ def weighted_answers(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def most_frequent_answers(rows: Iterable[Mapping[str, Any]], most: int | None = None, minimum: int = 1) -> list[str]:
-    """The answer list of a training set, most frequent first and by the alphabet among equals.
+    """The answer list of a training set, most frequent first; equally frequent ones in alphabetical order.
 
     Args:
-        most: how many at most.
-        minimum: how many times an answer must have been given.
+        most: at most this many answers; None: all.
+        minimum: leave out answers that were given fewer times.
     """
     counts: Counter[str] = Counter()
     for row in rows:
@@ -269,8 +275,10 @@ def most_frequent_answers(rows: Iterable[Mapping[str, Any]], most: int | None = 
 
 
 def read_answer_list(path: str | Path) -> list[str]:
-    """Raises:
-    ValueError: not a JSON list of distinct, non-empty strings.
+    """Read a JSON list of answers.
+
+    Raises:
+        ValueError: it is not a list of distinct, non-empty strings.
     """
     try:
         answers = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -281,15 +289,19 @@ def read_answer_list(path: str | Path) -> list[str]:
     seen: set[str] = set()
     for number, answer in enumerate(answers):
         if not isinstance(answer, str) or not answer.strip():
-            raise ValueError(f"{path}, answer {number}: {answer!r} is not a word")
+            raise ValueError(f"{path}, answer {number}: {answer!r} is not a non-empty string")
         if answer in seen:
-            raise ValueError(f"{path}, answer {number}: {answer!r} is there twice")
+            raise ValueError(f"{path}, answer {number}: {answer!r} occurs twice")
         seen.add(answer)
     return answers
 
 
 def answer_coverage(rows: Iterable[Mapping[str, Any]], answer_list: Sequence[str]) -> float:
-    """The share of questions that have an answer in the list: no ranking of the list answers more."""
+    """The share of questions with at least one answer in the list, which is the most that ranking it can reach.
+
+    Raises:
+        ValueError: there are no questions.
+    """
     known = set(answer_list)
     covered = [any(answer in known for answer in answers_of(row)) for row in rows]
     if not covered:

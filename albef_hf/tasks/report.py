@@ -1,4 +1,4 @@
-"""report.html of a task: figures beside what needs no model, then what the task itself shows."""
+"""report.html of a task: its metrics beside baselines, then the sections of the task."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +23,7 @@ def write_task_report(
 
     Args:
         model: with the chosen weights, for heat maps.
-        results: of each test, by which weights; the first of them is shown.
+        results: of each test, by the name of the weights. Details are those of the first weights.
         rows: of each test.
     """
     shown = {name: next(iter(by_weights.values())) for name, by_weights in results.items()}
@@ -47,8 +47,8 @@ def _figures(results: Mapping[str, Mapping[str, TaskResult]]) -> str:
     heads = ["", *(f"{which} weights" for which in weights)]
     return table_section(
         "Results",
-        "Measured once, after training. The chosen weights are those with the best validation figure; no figure here "
-        "chose anything.",
+        "Measured once, after training. The chosen weights are those with the best validation metric; no result here "
+        "was used to choose anything.",
         heads,
         lines,
     )

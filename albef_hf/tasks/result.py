@@ -1,4 +1,4 @@
-"""What a task is told, and what its evaluation gives."""
+"""The settings of a task, and the result of its evaluation."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,17 +13,17 @@ from ..evaluation.retrieval import RetrievalResult
 
 @dataclass
 class TaskSettings:
-    """How a task makes its samples and how it is measured. A task reads the fields that concern it.
+    """How a task makes samples and is evaluated. Each task reads the fields that it needs.
 
     Args:
         data: `augmentation_options`, `max_image_pixels` and `workers` are used.
-        accelerator: knows the ranks; without one this process measures every row itself.
-        evaluation_batch_size: rows at a time when nothing trains.
-        fixed_length: captions are padded to the full length in training, so that ranks agree on it.
-        rerank: candidates of each query that retrieval re-ranks by matching.
-        protocol: of retrieval; it sets the picture size and the number of candidates itself.
-        answer_list: file with the answers that question answering may give; those of the training data if left out.
-        ranked_answers: how many of them it scores in full.
+        accelerator: its ranks share the rows; None: this process measures every row.
+        evaluation_batch_size: rows per device and batch in evaluation.
+        fixed_length: pad captions to full length in training, so that ranks agree on it.
+        rerank: candidates of each query that retrieval re-ranks by matching; 0: none.
+        protocol: of retrieval; it sets picture size and `rerank` itself. None: no protocol.
+        answer_list: file with answers for question answering; None: all answers of the training data.
+        ranked_answers: candidate answers that question answering scores in full for each question.
     """
 
     data: DataArguments = field(default_factory=DataArguments)
@@ -38,18 +38,18 @@ class TaskSettings:
 
 @dataclass
 class TaskResult:
-    """What the evaluation of a task on one data set gives.
+    """The result of evaluating a task on one data set.
 
     Args:
         name: of the data set.
         samples: how many rows were measured.
         metrics: fractions in 0 .. 1 by name; empty where the rows hold no right answers.
-        baselines: what needs no model reaches in the metric that chooses, by name.
-        predictions: one a row, as `Task.write_predictions` takes them.
+        baselines: values of the main metric that are reached without a model, by name.
+        predictions: one for each row, as `Task.write_predictions` takes them.
         details: tables for `results.json` and the report, such as `confusion`.
-        correct: one a row, how right the prediction was, in 0 .. 1; empty where that is not known.
-        extras: one a row, whatever else `Task.example` shows of it; empty for nothing.
-        retrieval, retrieval_data: a retrieval and its images and texts, for the table and the gallery of the report.
+        correct: for each row, how correct the prediction is, in 0 .. 1; empty where that is not known.
+        extras: for each row, what else `Task.example` shows; may be empty.
+        retrieval, retrieval_data: a retrieval result and its data, for the table and the gallery of the report.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Image-text retrieval: texts of a picture and pictures of a text (paper section 5, "Image-text retrieval")."""
+"""Image-text retrieval: find the texts of a picture, and the pictures of a text (paper section 5)."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,15 +21,15 @@ HEAT_MAPS = 8  # in the report
 
 
 class Retrieval(CaptionTask):
-    """Rank all texts for a picture and all pictures for a text, the first `rerank` of them again by matching."""
+    """Rank all texts for each picture and all pictures for each text; matching re-ranks the first `rerank`."""
 
     name = "retrieval"
     model_class = AlbefForImageTextRetrieval
     metric = "final_mean_recall"
     uses_protocol = True
     description = (
-        "Finds texts with pictures and pictures with texts: contrast ranks all of them, and matching, which reads a "
-        "text with a picture, gives the best of them a new order."
+        "Finds the texts of a picture and the pictures of a text: cosine similarity ranks all of them, and matching, "
+        "which reads a text with a picture, re-ranks the best."
     )
     pipeline_tag = "zero-shot-image-classification"
     usage = (
@@ -39,14 +39,16 @@ class Retrieval(CaptionTask):
     )
 
     def check_rows(self, rows: datasets.Dataset, name: str, chooses: bool) -> None:
-        """Raises:
-        ValueError: more candidates are to be re-ranked than there are.
+        """Check that there are enough candidates to re-rank.
+
+        Raises:
+            ValueError: there are fewer than `rerank`.
         """
         data = gallery(rows, "image_id", name)
         check_candidates(self.settings.rerank, len(data.image_groups), len(data.texts))
 
     def measure(self, model: AlbefForImageTextRetrieval, rows: datasets.Dataset, name: str) -> TaskResult:
-        """Recalls in both directions, with `rerank` candidates re-ranked by matching, or as a protocol lays down."""
+        """Recalls in both directions, after re-ranking `rerank` candidates or by a protocol."""
         data = gallery(rows, "image_id", name)
         settings = self.settings
         options: dict[str, Any] = {
@@ -59,9 +61,8 @@ class Retrieval(CaptionTask):
         else:
             options |= {"k": settings.rerank, "max_length": self.max_tokens}
             result = evaluate_retrieval(model, self.processor, data, **options)
-        last_stage = RERANKED if result.k > 0 else ""
         metrics = dict(result.metrics)
-        metrics["final_mean_recall"] = result.metrics[f"{last_stage}mean_recall"]
+        metrics["final_mean_recall"] = result.metrics[f"{result.final_prefix}mean_recall"]
         return TaskResult(
             name,
             len(data.image_groups),
@@ -73,21 +74,21 @@ class Retrieval(CaptionTask):
 
     @classmethod
     def metric_names(cls) -> list[str]:
-        """The recalls of both stages, their means, and the mean of the last stage."""
+        """Recalls with and without re-ranking, their means, and the mean of the final order."""
         directions = ("image_to_text", "text_to_image")
         names = [*(f"{direction}_r{cutoff}" for direction in directions for cutoff in CUTOFFS), "mean_recall"]
         return [cls.metric, *names, *(RERANKED + name for name in names)]
 
     def write_predictions(self, result: TaskResult, folder: Path) -> None:
-        """NAME.json with the first candidates of each query, their scores and the ranks of the right ones."""
+        """NAME.json with the first candidates of each query, their scores, and the rank of each right answer."""
         assert result.retrieval is not None
         (folder / f"{result.name}.json").write_text(result.retrieval.to_json(), encoding="utf-8")
 
     def sections(
         self, results: Mapping[str, TaskResult], rows: Mapping[str, datasets.Dataset], model: Any
     ) -> list[str]:
-        """Of the first test, where the model looks when a text is matched with its own picture. The report itself
-        has the table and the gallery."""
+        """Heat maps of the first test: where the model looks when it matches a text with its picture. `write_report`
+        makes the table and the gallery."""
         data = next((result.retrieval_data for result in results.values()), None)
         if data is None:
             return []
@@ -102,7 +103,7 @@ class Retrieval(CaptionTask):
             for each, (_, text) in zip(explanations, pairs, strict=True)
         ]
         caption = (
-            "Texts with a picture of their own, drawn at random with a fixed seed. Right: where the model looks when "
+            "Texts with their own picture, drawn at random with a fixed seed. Right: where the model looks when "
             "it decides that they match; each map has its own scale."
         )
         return [example_section("Heat maps", caption, examples)]

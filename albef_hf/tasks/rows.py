@@ -1,4 +1,4 @@
-"""Rows of the downstream tasks: picture paths made complete, and COCO and Flickr30K from Karpathy's lists."""
+"""Rows of the downstream tasks: complete picture paths, and COCO and Flickr30K from Karpathy's lists."""
 
 import json
 from collections.abc import Iterable
@@ -11,15 +11,15 @@ KARPATHY_LISTS = ("dataset_coco.json", "dataset_flickr30k.json")
 
 
 def holds_paths(feature: Any) -> bool:
-    """Does a column hold paths of pictures, or numbers that become paths with a suffix?"""
+    """Whether a column holds paths of pictures, or numbers that become paths with a suffix."""
     return isinstance(feature, datasets.Value) and (feature.dtype == "string" or feature.dtype.startswith("int"))
 
 
 def complete_paths(rows: datasets.Dataset, columns: Iterable[str], root: Path, suffix: str = "") -> datasets.Dataset:
-    """The same rows with every picture path under `root` and with `suffix`; pictures themselves stay as they are.
+    """Put `root` before every picture path and `suffix` after it. Columns that hold pictures themselves stay.
 
     Args:
-        columns: those that hold a picture, or a list of pictures; names that `rows` lacks are passed over.
+        columns: columns with a picture, or with a list of pictures; those that `rows` lacks are skipped.
     """
 
     def complete(value: Any) -> Any:
@@ -43,13 +43,13 @@ def load_karpathy(path: str | Path, split: str, image_root: str | Path | None = 
     """A split of COCO or Flickr30K from Karpathy's `dataset_coco.json` or `dataset_flickr30k.json`.
 
     Args:
-        split: `train`, `val` or `test`; `train` takes COCO's `restval` in, as everybody does.
+        split: `train`, `val` or `test`; `train` includes COCO's `restval`, as is usual.
         image_root: folder of the pictures; that of the list where left out.
 
     Returns: columns `image` (path), `captions` (list), `image_id`.
 
     Raises:
-        ValueError: not such a file, an unknown split, or an image without caption (names its row).
+        ValueError: the file is no such list, the split is unknown, or an image has no caption (names its row).
     """
     path = Path(path)
     try:

@@ -1,4 +1,4 @@
-"""What a downstream task is: one class with all that is its own. CONTRIBUTING.md shows how to add one."""
+"""The base class of downstream tasks. CONTRIBUTING.md shows how to add a task."""
 
 import json
 import random
@@ -23,29 +23,29 @@ from .rows import complete_paths
 
 
 class Task:
-    """A downstream task: its columns, samples, batches, figures, predictions, report and card.
+    """A downstream task: its columns, samples, batches, metrics, predictions, report and card.
 
-    A subclass sets the attributes without a value and overrides `prepare` and `measure`; of the rest, only that in
-    which it differs from what stands here.
+    A subclass sets the attributes that have no value here and overrides `prepare` and `measure`. It overrides the
+    other methods only where it needs something else.
 
     Attributes:
-        name: `task` of a configuration.
-        model_class: what is trained and measured. `forward` takes what `collate` makes; its output has `loss`.
-        metric: the entry of `TaskResult.metrics` that chooses the weights; the larger, the better.
-        needed, optional: our column -> its name in the publication's JSON lists. In the tasks' own code a row has
-            our names; optional columns may be missing.
-        image_columns: those that hold a picture or a list of pictures.
-        crop: least and most share of the picture's area that a training sample shows; None for the whole picture.
-        max_tokens: texts are cut after so many tokens; 512 cuts none, as published where a task says nothing else.
-        uses_protocol: can it be measured by a retrieval protocol?
-        description: of the card, after "fine-tuned for NAME.".
-        pipeline_tag: of the card, for the Hub; None where it knows no such task.
-        usage: lines of code for the card. `picture`, `model` and `processor` are at hand, and torch is imported.
+        name: of the task, as under `task` in a configuration.
+        model_class: what is trained and measured. `forward` takes what `collate` returns; its output has `loss`.
+        metric: the entry of `TaskResult.metrics` that chooses the weights; higher is better.
+        needed, optional: our column -> its name in the publication's JSON lists. Rows of the task have our names;
+            optional columns may be missing.
+        image_columns: columns with a picture or a list of pictures.
+        crop: smallest and largest share of the picture's area that a training sample shows; None: the whole picture.
+        max_tokens: longer texts are cut to this many tokens. As published, 512 cuts none.
+        uses_protocol: whether a retrieval protocol can measure it.
+        description: for the card, after "fine-tuned for NAME.".
+        pipeline_tag: for the card: the Hub's name of the task; None: it has none.
+        usage: lines of code for the card, in which `picture`, `model` and `processor` exist and torch is imported.
         examples_shown: how many rows the report shows.
-        examples_caption: what stands above them.
+        examples_caption: the text above them.
 
     Args:
-        processor: belongs to the model.
+        processor: of the model.
         settings: see `TaskSettings`.
     """
 
@@ -87,19 +87,19 @@ class Task:
         image_suffix: str = "",
         options: dict[str, Any] | None = None,
     ) -> datasets.Dataset:
-        """Any data set as rows of the task, pictures undecoded.
+        """Load any data set as rows of the task, pictures undecoded.
 
         Args:
             dataset, split, revision, options: as in `albef_hf.data.sources.load_corpus`.
-            columns: our column -> its name in the data set; the publication's names where left out, optional ones
-                where they are there.
-            image_root: folder that relative picture paths start from; that of the list where left out.
-            image_suffix: what to append to a path: the publication's lists of SNLI-VE hold numbers (".jpg").
+            columns: our column -> its name in the data set. Where left out, it is the name in the publication's lists,
+                and an optional column is used if it exists.
+            image_root: folder that relative picture paths start from; the folder of the list where left out.
+            image_suffix: ending to add to picture paths. The lists of SNLI-VE hold numbers that need ".jpg".
 
         Returns: columns named as in `needed` and `optional`.
 
         Raises:
-            ValueError: a column that is unknown or missing, with the nearest there is.
+            ValueError: a column is unknown or missing; says which come nearest.
         """
         needed, optional = cls.source_columns(dataset, dict(columns or {}))
         rows = load_columns(dataset, needed, optional, split=split, revision=revision, options=options)
@@ -108,28 +108,28 @@ class Task:
 
     @classmethod
     def source_columns(cls, dataset: str, given: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
-        """Columns that must be there and columns that may, each as our name -> its name in the data set.
+        """The required and the optional columns, each as our name -> its name in the data set.
 
         Args:
-            given: the names that a configuration gives. An optional column that is given must be there.
+            given: the names that a configuration gives. An optional column that is given is required.
         """
         check_keys(given, [*cls.needed, *cls.optional], f"columns of {cls.name}")
-        own_names = dataset in BUILT_IN  # built-in data has our names
-        defaults = {ours: ours if own_names else theirs for ours, theirs in {**cls.needed, **cls.optional}.items()}
+        built_in = dataset in BUILT_IN  # built-in data has our names
+        defaults = {ours: ours if built_in else theirs for ours, theirs in {**cls.needed, **cls.optional}.items()}
         must = {ours: str(given.get(ours, defaults[ours])) for ours in (*cls.needed, *given)}
         return must, {ours: defaults[ours] for ours in cls.optional if ours not in given}
 
     @classmethod
     def complete_rows(cls, rows: datasets.Dataset, dataset: str) -> datasets.Dataset:
-        """Add columns that follow from others. Called while picture paths are still those of the data set."""
+        """Add columns that follow from others. Called before picture paths are completed."""
         return rows
 
     def check_rows(self, rows: datasets.Dataset, name: str, chooses: bool) -> None:
-        """Can these rows be measured? Asked before anything trains.
+        """Check that these rows can be measured. Called before training.
 
         Args:
-            name: what to call the rows in the error.
-            chooses: their figure is to choose the weights.
+            name: of the rows, for the error.
+            chooses: their metric will choose the weights.
 
         Raises:
             ValueError: they cannot; says what to do.
@@ -138,22 +138,22 @@ class Task:
     # -- samples and batches ------------------------------------------------------------------------------------------
 
     def prepare(self, row: Mapping[str, Any], generator: np.random.Generator, training: bool) -> dict[str, Any]:
-        """A row as a sample: `pixel_values` (from `pixels`), `text`, and what else `collate` needs.
+        """Turn a row into a sample: `pixel_values` (from `pixels`), `text`, and what else `collate` needs.
 
         Args:
-            generator: every random choice comes from it.
-            training: with augmentation, and with what only the loss needs.
+            generator: makes every random choice.
+            training: augment the picture, and add what only the loss needs.
 
         Raises:
-            BadImage: the row cannot be used; says why, beginning with the column. In training the row is replaced and
-                counted, in evaluation it is an error that names the row.
+            BadImage: the row cannot be used; names the column and says why. In training the row is replaced and
+                counted; in evaluation this becomes an error that names the row.
         """
         raise NotImplementedError
 
     def pixels(
         self, value: Any, generator: np.random.Generator, training: bool, column: str = "image"
     ) -> torch.Tensor:
-        """A picture of a row as a tensor (3, image_size, image_size).
+        """Decode and augment a picture: a tensor (3, image_size, image_size).
 
         Raises:
             BadImage: it cannot be read.
@@ -165,10 +165,10 @@ class Task:
             raise BadImage(f"{column}: {problem.reason}") from problem
 
     def text(self, row: Mapping[str, Any], column: str) -> str:
-        """A text of a row.
+        """Get a text of a row.
 
         Raises:
-            BadImage: there are no words in it.
+            BadImage: it has no words.
         """
         value = row[column]
         if not isinstance(value, str) or not self.processor.clean_caption(value):
@@ -180,7 +180,7 @@ class Task:
         return self.processor.tokenize_captions(texts, self.max_tokens)
 
     def collate(self, samples: Sequence[Mapping[str, Any]], training: bool) -> dict[str, torch.Tensor]:
-        """Samples as a batch, the arguments of the model's `forward`: `pixel_values` (samples, ...), `input_ids` and
+        """Turn samples into the arguments of the model's `forward`: `pixel_values` (samples, ...), `input_ids` and
         `attention_mask` (samples, tokens). Tasks add what their loss needs."""
         tokens = self.tokenize([sample["text"] for sample in samples], training)
         return {
@@ -192,65 +192,64 @@ class Task:
     # -- what is kept beside the weights ------------------------------------------------------------------------------
 
     def prepare_training(self, parts: Mapping[str, datasets.Dataset]) -> None:
-        """Called once before training, with the rows to train on by the name of their data set."""
+        """Called once before training. parts: the training rows, by the name of their data set."""
 
     def saved_files(self) -> dict[str, str]:
-        """Files that the model folder needs besides the model and its processor: name -> text."""
+        """Files to save in the model folder besides model and processor: name -> text."""
         return {}
 
     def read_saved(self, model_path: str) -> None:
-        """Take up what `saved_files` wrote, before a saved model is measured.
+        """Read what `saved_files` wrote. Called before a saved model is measured.
 
         Raises:
             ValueError: something is missing; says what to do.
         """
 
-    # -- figures ------------------------------------------------------------------------------------------------------
+    # -- metrics ------------------------------------------------------------------------------------------------------
 
     def measure(self, model: Any, rows: datasets.Dataset, name: str) -> TaskResult:
-        """Predict every row and compare. Called on all ranks, with the model in evaluation mode; every rank gets the
-        whole result. `batches.predict_rows` shares the rows among the ranks.
+        """Predict every row and compare. Called on all ranks with the model in evaluation mode; every rank returns the
+        whole result. `batches.predict_rows` divides the rows among the ranks.
 
         Raises:
-            ValueError: a row that cannot be used or compared.
+            ValueError: a row cannot be used or compared.
         """
         raise NotImplementedError
 
     @classmethod
     def metric_names(cls) -> list[str]:
-        """The metrics that can choose weights (`chosen_by`)."""
+        """The metrics that `chosen_by` may name."""
         return [cls.metric]
 
     def write_predictions(self, result: TaskResult, folder: Path) -> None:
-        """Write what the model said into a folder that is there, under `result.name`, in the form in which the task's
-        server or scorer takes it. Here: NAME.jsonl, one object a row, where there are predictions."""
+        """Write the predictions into an existing folder, in the format of the task's evaluation server or scorer. By
+        default this is NAME.jsonl with an object for each row, if there are predictions; NAME is `result.name`."""
         if result.predictions:
             write_json_lines(folder / f"{result.name}.jsonl", result.predictions)
 
     # -- report and card ----------------------------------------------------------------------------------------------
 
     def example(self, result: TaskResult, row: int, data: Mapping[str, Any]) -> Example | None:
-        """A row for the report: its pictures, its text, and lines that say what the model made of it; None for a task
-        that shows none.
+        """A row for the report: its pictures, its text, and lines with the model's predictions; None: show none.
 
         Args:
-            row: its number, in `result` too.
+            row: its number, also in the lists of `result`.
             data: the row itself.
         """
         return None
 
     def tables(self, result: TaskResult) -> list[str]:
-        """Sections of the report about one test, before its examples: finished HTML, as `reporting.html` makes it."""
+        """Sections of the report about one test, before its examples, as HTML (see `reporting.html`)."""
         return []
 
     def sections(
         self, results: Mapping[str, TaskResult], rows: Mapping[str, datasets.Dataset], model: Any
     ) -> list[str]:
-        """What the report says of the tests after the table of figures: the tables and the examples of each.
+        """Sections of the report after the table of metrics: the tables and the examples of each test.
 
         Args:
             results, rows: of each test, by its name.
-            model: with the weights that `results` are of.
+            model: with the weights that gave these results.
         """
         sections: list[str] = []
         for name, result in results.items():
@@ -264,13 +263,13 @@ class Task:
 
     @classmethod
     def card(cls, results: Mapping[str, TaskResult]) -> CardText:
-        """The text for the model card, with the figures of the tests by name."""
+        """The text of the model card, with the results of the tests by name."""
         model = cls.model_class.__name__
         lines = ["| data | metric | value |", "|---|---|---:|"]
         for name, result in results.items():
             figures = [*result.metrics.items(), *((f"({key})", value) for key, value in result.baselines.items())]
             lines += [f"| {name} | {metric} | {value:.2%} |" for metric, value in figures]
-        heading = "## Results\n\nOf the weights that validation chose; in brackets, what needs no model.\n\n"
+        heading = "## Results\n\nWith the weights that validation chose; in brackets, baselines without a model.\n\n"
         load = [f"model = {model}.from_pretrained(name).eval()", "processor = AlbefProcessor.from_pretrained(name)"]
         return CardText(
             f"ALBEF (*Align before Fuse*, Li et al. 2021) fine-tuned for {cls.name.replace('_', ' ')}. "
@@ -284,10 +283,10 @@ class Task:
 
 
 def drawn_rows(count: int, wanted: int) -> list[int]:
-    """So many of `count` row numbers, or all where there are fewer, drawn by a fixed seed, in their order."""
+    """Draw `wanted` of `count` row numbers with a fixed seed, in ascending order; all, if there are fewer."""
     return sorted(random.Random(GALLERY_SEED).sample(range(count), min(wanted, count)))
 
 
 def write_json_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """One JSON object a line."""
+    """Write one JSON object for each line."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -1,5 +1,5 @@
-"""Text assignment: which of two pictures does a text belong to, if any? (Paper section 5, "NLVR": it comes between
-pre-training and visual reasoning.)"""
+"""Text assignment: which of two pictures does a text belong to, if any? It is trained between pre-training and visual
+reasoning (paper section 5, "NLVR")."""
 
 import datasets
 import torch
@@ -12,12 +12,12 @@ from .result import TaskResult
 
 
 class TextAssignment(CaptionTask):
-    """Each text of a batch stands before two pictures of it, which the model draws."""
+    """Each text is read with two pictures of its batch, which the model draws."""
 
     name = "text_assignment"
     model_class = AlbefForTextAssignment
     description = (
-        "Says which of two pictures a text belongs to, if any. Made to start a model of visual reasoning from it."
+        "Says which of two pictures a text belongs to, if any. A starting point for fine-tuning on visual reasoning."
     )
     usage = (
         "# AlbefForVisualReasoning.from_pretrained(name) starts fine-tuning from it",
@@ -25,7 +25,7 @@ class TextAssignment(CaptionTask):
     )
 
     def measure(self, model: AlbefForTextAssignment, rows: datasets.Dataset, name: str) -> TaskResult:
-        """Accuracy. What is drawn depends on the rows of a batch and on its number, so every rank measures all rows.
+        """Accuracy. The drawn pictures depend on the batches, so every rank measures all rows.
 
         Raises:
             ValueError: no batch has three rows.
@@ -37,7 +37,7 @@ class TextAssignment(CaptionTask):
         with torch.inference_mode():
             for batch in evaluation_batches(self, rows, name):
                 count = len(batch["input_ids"])
-                if count < 3:  # too few to draw others from
+                if count < 3:  # too few to draw other pictures from
                     continue
                 batch["assignment_draws"] = torch.rand(count, 3, generator=generator)
                 output = model(**{key: value.to(device) for key, value in batch.items()})
@@ -46,10 +46,10 @@ class TextAssignment(CaptionTask):
                 references += output.labels[counts].tolist()
         if not references:
             raise ValueError(
-                f"{name}: text assignment needs three rows or more in a batch, there are {len(rows)} rows"
+                f"{name}: text assignment needs at least three rows in a batch, but there are {len(rows)} rows"
             )
         return classification_result(name, predicted, references, model.classes, [])
 
     def tables(self, result: TaskResult) -> list[str]:
-        """The confusion of classes."""
+        """The confusion matrix."""
         return [confusion_section(result)]

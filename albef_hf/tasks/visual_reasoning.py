@@ -33,7 +33,7 @@ class VisualReasoning(ClassifyingTask):
 
     @classmethod
     def source_columns(cls, dataset: str, given: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
-        """As `Task.source_columns`; `images` may be given as two columns."""
+        """Like `Task.source_columns`, but `images` may be given as two columns."""
         needed, optional = super().source_columns(dataset, given)
         pair = given.get("images")
         if pair is not None and not isinstance(pair, str):
@@ -47,7 +47,7 @@ class VisualReasoning(ClassifyingTask):
         """The two pictures of a row, undecoded.
 
         Raises:
-            BadImage: there are not two.
+            BadImage: there are not exactly two.
         """
         images = row["images"] if "images" in row else [row["image_0"], row["image_1"]]
         if images is None or len(images) != 2:
@@ -63,7 +63,7 @@ class VisualReasoning(ClassifyingTask):
         return {"pixel_values": torch.stack(pixels), "text": self.text(row, "sentence"), "label": self.label(row)}
 
     def write_predictions(self, result: TaskResult, folder: Path) -> None:
-        """NAME.csv, lines "identifier,True" without a head, as the NLVR2 scorer reads them; NAME.details.jsonl with
+        """NAME.csv, lines "identifier,True" without a header, as the NLVR2 scorer reads them; NAME.details.jsonl with
         probabilities."""
         with (folder / f"{result.name}.csv").open("w", newline="", encoding="utf-8") as handle:
             csv.writer(handle, lineterminator="\n").writerows(

@@ -1,1 +1,1 @@
-"""Arguments, the loop, and what it needs."""
+"""From arguments to a trained model."""

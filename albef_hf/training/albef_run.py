@@ -1,4 +1,4 @@
-"""An ALBEF pre-training run for `scripts/pretrain.py`: what comes before the loop, within it and after."""
+"""Pre-training of ALBEF for `scripts/pretrain.py`: what happens before, during and after the training loop."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from .launch import Run
 
 
 class AlbefRun(Run):
-    """Pre-training of ALBEF: retrieval within the loop and after it."""
+    """Pre-training of ALBEF, evaluated by retrieval during training and at the end."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class AlbefRun(Run):
         )
         self.retrieval = build_retrieval_data(data_arguments)
         self.evaluation_name = "" if self.retrieval is None else self.retrieval.name
-        if self.retrieval is not None:  # now, not after hours of training
+        if self.retrieval is not None:  # fail now rather than after hours of training
             check_candidates(arguments.rerank, len(self.retrieval.image_groups), len(self.retrieval.texts))
 
     def _measure(self, model: nn.Module, k: int = 0) -> RetrievalResult:
@@ -59,15 +59,15 @@ class AlbefRun(Run):
         )
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Metrics of the run's evaluation data; empty where there is none. On all ranks."""
+        """Retrieval metrics on the evaluation data; empty without such data. Called on all ranks."""
         return {} if self.retrieval is None else self._measure(model).metrics
 
     def draw(self, batch: dict[str, Any], path: Path) -> Path:
-        """The first batch as a picture."""
+        """See `Run.draw`."""
         return draw_first_batch(batch, self.processor, path)
 
     def finish(self, method: nn.Module, folder: Path, step: int) -> None:
-        """Measure the trained model, save it, write the report. On all ranks."""
+        """Evaluate and save the trained model, and write its report. Called on all ranks."""
         result = None if self.retrieval is None else self._measure(method, self.arguments.rerank)
         if not self.accelerator.is_main_process:
             return

@@ -1,4 +1,4 @@
-"""A run is dataclasses: a YAML file sets them, flags override it, and an unknown key is an error."""
+"""The arguments of a run: dataclasses that a YAML file sets and flags override. Unknown keys are errors."""
 
 import argparse
 import dataclasses
@@ -16,94 +16,162 @@ from ..data.hints import current_names, nearest_hint
 
 @dataclass
 class ModelArguments:
-    method: str = field(default="albef", metadata={"help": "albef, moco_v1, moco_v2, moco_v3, byol or barlow_twins"})
+    """The model, and the weights it starts from."""
+
+    method: str = field(
+        default="albef", metadata={"help": "what to train: albef, moco_v1, moco_v2, moco_v3, byol or barlow_twins"}
+    )
     method_options: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "arguments of an image-only method, e.g. {queue_size: 4096}"}
     )
-    model_path: str | None = field(default=None, metadata={"help": "folder or Hub id of a model to start from"})
-    vision_model: str | None = field(default=None, metadata={"help": "image encoder to start from: folder or Hub id"})
+    model_path: str | None = field(
+        default=None,
+        metadata={"help": "ALBEF model to start from: folder or Hub id; null: start from the encoders below"},
+    )
+    vision_model: str | None = field(
+        default=None, metadata={"help": "image encoder to start from: folder or Hub id; null: random weights"}
+    )
     vision_config: dict[str, Any] = field(
-        default_factory=dict, metadata={"help": "configuration of the image encoder, with its model_type"}
+        default_factory=dict,
+        metadata={"help": "fields of the image encoder's configuration; {}: those of vision_model, else of ViT-B/16"},
     )
-    vision_pooling: str = field(default="cls", metadata={"help": "cls, mean or pooler"})
+    vision_pooling: str = field(
+        default="cls",
+        metadata={"help": "vector of the whole image: cls (class token), mean (of patches) or pooler (the encoder's)"},
+    )
     text_model: str | None = field(
-        default=None, metadata={"help": "BERT to start from: folder, Hub id, or `minilm` of its package"}
+        default=None,
+        metadata={"help": "BERT to start from: folder, Hub id, or minilm (of its package); null: random weights"},
     )
-    text_config: dict[str, Any] = field(default_factory=dict, metadata={"help": "fields of AlbefTextConfig"})
-    tokenizer: str = field(default="wordpiece", metadata={"help": "folder, Hub id, or `wordpiece` of its package"})
-    image_size: int = field(default=256, metadata={"help": "side of the square picture, pixels"})
+    text_config: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={"help": "fields of AlbefTextConfig; {}: those of text_model, else of BERT base"},
+    )
+    tokenizer: str = field(
+        default="wordpiece", metadata={"help": "folder, Hub id, or wordpiece (BERT's English words, of its package)"}
+    )
+    image_size: int = field(default=256, metadata={"help": "height and width of the input picture, pixels"})
     projection_dim: int = field(default=256, metadata={"help": "width of the contrastive space"})
-    queue_size: int = field(default=65536, metadata={"help": "keys kept per modality"})
-    momentum: float = field(default=0.995, metadata={"help": "weight of the old value in the momentum copies"})
-    temperature: float = field(default=0.07, metadata={"help": "start of the learned temperature"})
-    temperature_minimum: float = field(default=0.001, metadata={"help": "its lower bound"})
-    alpha: float = field(default=0.4, metadata={"help": "weight of the soft targets"})
-    alpha_ramp_epochs: float = field(default=1.0, metadata={"help": "epochs in which alpha grows from 0"})
-    same_image: str = field(default="negative", metadata={"help": "negative (published), mask or positive"})
-    same_caption: str = field(default="negative", metadata={"help": "negative (published), mask or positive"})
-    gather_negatives: bool = field(default=False, metadata={"help": "draw negatives over all ranks"})
-    published_defects: bool = field(
-        default=False, metadata={"help": "do as the published code where it has a known defect"}
+    queue_size: int = field(
+        default=65536, metadata={"help": "keys kept per modality; 0: contrast within the batch only"}
     )
-    gradient_checkpointing: bool = field(default=False, metadata={"help": "trade time for memory"})
-    allow_missing_weights: bool = field(default=False, metadata={"help": "start encoders that fit only in part"})
+    momentum: float = field(default=0.995, metadata={"help": "weight of the old value in the momentum copies, 0 to 1"})
+    temperature: float = field(default=0.07, metadata={"help": "initial value of the learned temperature"})
+    temperature_minimum: float = field(default=0.001, metadata={"help": "lower bound of the learned temperature"})
+    alpha: float = field(default=0.4, metadata={"help": "weight of the soft targets, 0 to 1; 0: no distillation"})
+    alpha_ramp_epochs: float = field(
+        default=1.0, metadata={"help": "epochs in which alpha grows linearly from 0; 0: no ramp"}
+    )
+    same_image: str = field(
+        default="negative",
+        metadata={"help": "how another pair with the same image is treated: negative (published), mask or positive"},
+    )
+    same_caption: str = field(
+        default="negative",
+        metadata={"help": "how another pair with the same caption is treated: negative (published), mask or positive"},
+    )
+    gather_negatives: bool = field(
+        default=False,
+        metadata={"help": "negatives come from the batches of all ranks; false (published): of each rank"},
+    )
+    published_defects: bool = field(
+        default=False, metadata={"help": "reproduce known defects of the published fine-tuning code"}
+    )
+    gradient_checkpointing: bool = field(
+        default=False, metadata={"help": "compute activations again in the backward pass: less memory, more time"}
+    )
+    allow_missing_weights: bool = field(
+        default=False, metadata={"help": "start even if weights of the encoders do not fit: these stay random"}
+    )
 
 
 @dataclass
 class TrainingArguments:
-    output_dir: str = field(default="runs/albef", metadata={"help": "the run folder"})
-    seed: int = field(default=42, metadata={"help": "of weights, samples and dropout"})
-    epochs: float = field(default=30, metadata={"help": "passes over the corpus"})
-    max_steps: int = field(default=0, metadata={"help": "optimizer steps; 0: as many as the epochs have"})
-    batch_size: int = field(default=64, metadata={"help": "pairs per device and micro-batch"})
+    """How it is trained, and what is written."""
+
+    output_dir: str = field(default="runs/albef", metadata={"help": "folder of the run"})
+    seed: int = field(default=42, metadata={"help": "seed of weights, samples and dropout"})
+    epochs: float = field(default=30, metadata={"help": "passes over the training data"})
+    max_steps: int = field(default=0, metadata={"help": "optimizer steps, instead of epochs; 0: epochs counts"})
+    batch_size: int = field(default=64, metadata={"help": "samples per device and micro-batch"})
     accumulation: int = field(default=1, metadata={"help": "micro-batches per optimizer step"})
     learning_rate: float = field(default=1e-4, metadata={"help": "highest learning rate"})
     learning_rate_per: int = field(
         default=0, metadata={"help": "batch size the rates are quoted for (linear scaling); 0: no scaling"}
     )
-    minimum_learning_rate: float = field(default=1e-5, metadata={"help": "lowest learning rate"})
-    warmup_learning_rate: float = field(default=1e-5, metadata={"help": "learning rate at the first step"})
-    warmup_steps: int = field(default=2000, metadata={"help": "steps of linear warm-up"})
-    warmup_epochs: float = field(default=0.0, metadata={"help": "in place of warmup_steps"})
-    warmup_every: int = field(default=100, metadata={"help": "the warm-up moves once in so many steps"})
-    schedule: str = field(default="cosine_per_epoch", metadata={"help": "cosine_per_epoch, cosine_per_step or steps"})
+    minimum_learning_rate: float = field(
+        default=1e-5, metadata={"help": "learning rate that the cosine schedules fall to"}
+    )
+    warmup_learning_rate: float = field(default=1e-5, metadata={"help": "learning rate at the start of the warm-up"})
+    warmup_steps: int = field(default=2000, metadata={"help": "optimizer steps of linear warm-up; 0: none"})
+    warmup_epochs: float = field(
+        default=0.0,
+        metadata={"help": "length of the warm-up in epochs, instead of warmup_steps; 0: warmup_steps counts"},
+    )
+    warmup_every: int = field(
+        default=100, metadata={"help": "optimizer steps between changes of the learning rate during warm-up"}
+    )
+    schedule: str = field(
+        default="cosine_per_epoch",
+        metadata={"help": "learning rate after the warm-up: cosine_per_epoch, cosine_per_step or steps"},
+    )
     milestones: list[float] = field(
-        default_factory=list, metadata={"help": "epochs after which the rate falls to a tenth (schedule: steps)"}
+        default_factory=list,
+        metadata={"help": "for schedule steps: epochs after which the learning rate falls to a tenth"},
     )
-    optimizer: str = field(default="adamw", metadata={"help": "adamw, sgd or lars, the last two with momentum 0.9"})
+    optimizer: str = field(default="adamw", metadata={"help": "adamw, or sgd or lars with momentum 0.9"})
     bias_learning_rate: float = field(
-        default=0.0, metadata={"help": "highest learning rate of vectors (biases, norms); 0: as the others"}
+        default=0.0, metadata={"help": "highest learning rate of vectors (biases, norms); 0: learning_rate"}
     )
-    decay_vectors: bool = field(default=False, metadata={"help": "decay biases and norms too"})
-    weight_decay: float = field(default=0.02, metadata={"help": "of matrices and the temperature, as published"})
-    max_gradient_norm: float = field(default=0.0, metadata={"help": "0: no clipping, as published"})
-    mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16"})
-    threads: int = field(default=0, metadata={"help": "CPU threads; 0: as `accelerate launch` sets them, which is 1"})
-    log_every: int = field(default=50, metadata={"help": "steps"})
-    save_every: int = field(default=1000, metadata={"help": "steps"})
-    evaluate_every: int = field(default=0, metadata={"help": "steps; 0: at the end only"})
-    evaluate_epochs: float = field(default=0.0, metadata={"help": "in place of evaluate_every"})
-    keep_checkpoints: int = field(default=2, metadata={"help": "older ones are removed"})
-    resume: bool = field(default=False, metadata={"help": "go on from the newest checkpoint of the run folder"})
-    dry_run: bool = field(default=False, metadata={"help": "print sizes and the first batch, and stop"})
-    report_to: str = field(default="tensorboard", metadata={"help": "a tracker of Accelerate; none: only log.jsonl"})
+    decay_vectors: bool = field(
+        default=False,
+        metadata={"help": "apply weight_decay to vectors (biases, norms) too; lars then adapts them too"},
+    )
+    weight_decay: float = field(
+        default=0.02, metadata={"help": "weight decay of everything but vectors (biases, norms); 0: none"}
+    )
+    max_gradient_norm: float = field(
+        default=0.0, metadata={"help": "larger gradients are scaled down to this norm; 0: no clipping, as published"}
+    )
+    mixed_precision: str = field(default="no", metadata={"help": "no (float32), bf16 or fp16"})
+    threads: int = field(
+        default=0, metadata={"help": "CPU threads of a process; 0: as `accelerate launch` sets them, which is 1"}
+    )
+    log_every: int = field(default=50, metadata={"help": "optimizer steps between rows of the log"})
+    save_every: int = field(default=1000, metadata={"help": "optimizer steps between checkpoints"})
+    evaluate_every: int = field(
+        default=0, metadata={"help": "optimizer steps between evaluations; 0: evaluate at the end only"}
+    )
+    evaluate_epochs: float = field(
+        default=0.0,
+        metadata={"help": "epochs between evaluations, instead of evaluate_every; 0: evaluate_every counts"},
+    )
+    keep_checkpoints: int = field(default=2, metadata={"help": "newest checkpoints to keep; at least 1 is kept"})
+    resume: bool = field(default=False, metadata={"help": "resume from the newest checkpoint in output_dir, if any"})
+    dry_run: bool = field(
+        default=False, metadata={"help": "print sizes and a memory estimate, draw the first batch, and stop"}
+    )
+    report_to: str = field(
+        default="tensorboard", metadata={"help": "tracker of Accelerate, e.g. tensorboard; none: log.jsonl only"}
+    )
     rerank: int = field(
-        default=0, metadata={"help": "candidates re-ranked by matching; in pre-training, in the last evaluation only"}
+        default=0,
+        metadata={"help": "candidates of each query to re-rank by matching (pre-training: at the end only); 0: none"},
     )
 
 
 GROUPS = (ModelArguments, DataArguments, TrainingArguments)
 
-# Names of earlier releases, in files and as flags, and what they are called now.
+# Former names of keys and flags -> their names now.
 RENAMED = {"published": "published_defects"}
 
 
 def _convert(name: str, value: Any, wanted: Any) -> Any:
-    """A YAML value or the text of a flag as the type of its field."""
+    """Convert a YAML value, or the text of a flag, to the type of its field."""
     optional = "None" in str(wanted)
     if optional and value in (None, "none", "null", ""):
         return None
-    kinds: dict[Any, Any] = {int: int, float: (int, float), bool: bool, str: str, list: list, dict: dict}
+    accepted: dict[Any, Any] = {int: int, float: (int, float), bool: bool, str: str, list: list, dict: dict}
     base = str if optional else get_origin(wanted) or wanted
     if isinstance(value, str) and base is not str:
         try:
@@ -114,8 +182,7 @@ def _convert(name: str, value: Any, wanted: Any) -> Any:
             pass
     if base is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    expected = kinds[base]
-    if not isinstance(value, expected) or (base is not bool and isinstance(value, bool)):
+    if not isinstance(value, accepted[base]) or (base is not bool and isinstance(value, bool)):
         raise ValueError(f"{name} must be {base.__name__}, not {value!r}")
     return value
 
@@ -124,7 +191,8 @@ def parse_arguments(argv: list[str] | None = None, groups: tuple[Any, ...] = GRO
     """`[CONFIG.yaml] [--key value ...]` -> the groups of arguments, by default those of pre-training.
 
     Raises:
-        ValueError: an unknown key or a value of the wrong type, in the file or on the command line.
+        ValueError: the file does not exist, or there is an unknown key or a value of the wrong type, in the file or on
+            the command line.
     """
     fields = {f.name: f for group in groups for f in dataclasses.fields(group)}
     parser = argparse.ArgumentParser(
@@ -135,7 +203,8 @@ def parse_arguments(argv: list[str] | None = None, groups: tuple[Any, ...] = GRO
         section = parser.add_argument_group(group.__name__)
         for f in dataclasses.fields(group):
             default = f.default if f.default is not dataclasses.MISSING else f.default_factory()
-            text = f"{f.metadata['help']} (default: {default})".replace("%", "%%")
+            shown = "null" if default is None else default
+            text = f"{f.metadata['help']} (default: {shown})".replace("%", "%%")
             flag: dict[str, Any] = {"nargs": "?", "const": "true"} if f.type is bool else {}
             section.add_argument(f"--{f.name}", default=None, metavar="X", help=text, **flag)
             for old in (old for old, new in RENAMED.items() if new == f.name):
@@ -167,6 +236,6 @@ def parse_arguments(argv: list[str] | None = None, groups: tuple[Any, ...] = GRO
 
 
 def resolved(*groups: Any) -> str:
-    """All values of a run as YAML that `parse_arguments` reads back."""
+    """All arguments of a run as YAML, which `parse_arguments` reads back."""
     values = {k: v for group in groups for k, v in dataclasses.asdict(group).items()}
     return yaml.safe_dump(json.loads(json.dumps(values)), sort_keys=False)

@@ -1,4 +1,4 @@
-"""The weights that validation chose, kept in the `model` folder of a run while it goes on."""
+"""The weights that validation chose so far, kept in the `model` folder of a run."""
 
 import json
 import shutil
@@ -10,27 +10,29 @@ RECORD = "chosen.json"
 
 
 class Chosen:
-    """Offered the weights of each evaluation, keeps the best; the first of equals.
+    """Keeps the best of the weights that are offered after each evaluation; of equally good ones, the first.
 
-    A folder is complete or absent, and says itself which step it holds. A resumed run knows the best so far from
-    there: where it holds a later step than the one the run goes on from, that step is reached again and found equal.
+    The folder is complete or absent, and records the step and the metric of its weights, from which a resumed run
+    knows the best so far. If that step is later than the checkpoint, the run reaches it again with an equal metric.
 
     Args:
         folder: of the run.
-        metric: that chooses; the larger, the better.
-        goes_on: the run is resumed; otherwise what the folder holds is of another run.
-        files: further files of the folder, name -> text.
+        metric: the metric that chooses; higher is better.
+        resumed: the run is resumed. Otherwise weights in the folder are of an earlier run and are ignored.
+        files: further files to save with the weights, name -> text.
     """
 
-    def __init__(self, folder: Path, metric: str, goes_on: bool, files: Mapping[str, str] | None = None) -> None:
+    def __init__(self, folder: Path, metric: str, resumed: bool, files: Mapping[str, str] | None = None) -> None:
         self.folder, self.metric, self.files = folder / "model", metric, dict(files or {})
-        self.kept = -1  # the step that was kept last, since this object was made
+        self.kept = -1  # the step of the weights kept last, by this object
         record = self.folder / RECORD
-        self.best: dict[str, Any] | None = json.loads(record.read_text()) if goes_on and record.is_file() else None
+        self.best: dict[str, Any] | None = json.loads(record.read_text()) if resumed and record.is_file() else None
 
     def offer(self, model: Any, processor: Any, step: int, metrics: dict[str, float], writes: bool) -> None:
-        """Keep these weights if they are better than all before, or if nothing was measured. On all ranks, of which
-        one writes.
+        """Keep these weights if they are better than all before, or if `metrics` is empty. Called on all ranks.
+
+        Args:
+            writes: this rank saves them.
 
         Raises:
             ValueError: the metric that chooses is not among the metrics.
@@ -46,7 +48,7 @@ class Chosen:
             self._save(model, processor)
 
     def _save(self, model: Any, processor: Any) -> None:
-        """Write the folder beside its place, then put it there."""
+        """Write a temporary folder, then rename it."""
         scratch = self.folder.with_name(f".{self.folder.name}.incomplete")
         shutil.rmtree(scratch, ignore_errors=True)
         model.save_pretrained(scratch)

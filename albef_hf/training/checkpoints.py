@@ -1,4 +1,4 @@
-"""Checkpoints without pickle: tensors as safetensors, the rest as JSON, complete or absent."""
+"""Checkpoints without pickle: tensors as safetensors, the rest as JSON. A checkpoint is complete or absent."""
 
 import json
 import os
@@ -25,13 +25,13 @@ def _sync(path: Path) -> None:
 
 
 def _contiguous(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What safetensors can write: a tensor that stands under two names (tied weights) is written twice."""
+    """Tensors that safetensors can write: a tensor with two names (tied weights) is copied for the second."""
     written: dict[str, torch.Tensor] = {}
-    places = set()
+    addresses = set()
     for name, tensor in state.items():
         tensor = tensor.detach().contiguous()
-        written[name] = tensor.clone() if tensor.data_ptr() in places else tensor
-        places.add(tensor.data_ptr())
+        written[name] = tensor.clone() if tensor.data_ptr() in addresses else tensor
+        addresses.add(tensor.data_ptr())
     return written
 
 
@@ -47,7 +47,14 @@ def _named_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -
 def save_checkpoint(
     folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any], keep: int
 ) -> Path:
-    """Write `folder/step-XXXXXXXX`: into a folder beside it, synced, then renamed; older ones go only after that."""
+    """Write `folder/step-XXXXXXXX`: a temporary folder is written, synced and renamed, then older ones are removed.
+
+    Args:
+        progress: what else resuming needs, as JSON; `step` names the folder.
+        keep: how many checkpoints to keep; at least this one.
+
+    Returns: the checkpoint's folder.
+    """
     target = folder / f"step-{progress['step']:08d}"
     scratch = folder / f".{target.name}.incomplete"
     shutil.rmtree(scratch, ignore_errors=True)
@@ -63,23 +70,23 @@ def save_checkpoint(
     os.rename(scratch, target)
     _sync(folder)
     saved = sorted(folder.glob("step-*"))
-    beyond = [path for path in saved if path.name > target.name]  # of an earlier run in this folder
+    beyond = [path for path in saved if path.name > target.name]  # of an earlier run
     for old in [*beyond, *[path for path in saved if path not in beyond][: -max(keep, 1)]]:
         shutil.rmtree(old)
     return target
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint of a run."""
-    found = sorted(path for path in folder.glob("step-*") if (path / MANIFEST).exists())
-    return found[-1] if found else None
+    """The newest complete checkpoint in a folder; None: there is none."""
+    complete = sorted(path for path in folder.glob("step-*") if (path / MANIFEST).exists())
+    return complete[-1] if complete else None
 
 
 def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Put a checkpoint back, and return its progress.
+    """Load a checkpoint into a model and its optimizer, and return the `progress` it was saved with.
 
     Raises:
-        ValueError: a file is missing, cut or changed, or belongs to another model; names it.
+        ValueError: a file is missing, truncated or changed, or belongs to another model; names it.
     """
     if not (path / MANIFEST).is_file():
         raise ValueError(f"{path / MANIFEST} is missing: not a complete checkpoint")
@@ -94,21 +101,21 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         moments = load_file(path / "optimizer.safetensors")
     except SafetensorError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-    own = model.state_dict()
+    current = model.state_dict()
     wrong = sorted(
         name
-        for name in own.keys() | state.keys()
-        if name not in own or name not in state or own[name].shape != state[name].shape
+        for name in current.keys() | state.keys()
+        if name not in current or name not in state or current[name].shape != state[name].shape
     )
     if wrong:
         raise ValueError(f"{path / 'model.safetensors'} belongs to another model: {', '.join(wrong[:5])} differ")
     model.load_state_dict(state)
     for name, parameter in model.named_parameters():
         prefix = f"{name}/"
-        found = {key.removeprefix(prefix): value for key, value in moments.items() if key.startswith(prefix)}
-        if found:
+        saved = {key.removeprefix(prefix): value for key, value in moments.items() if key.startswith(prefix)}
+        if saved:
             optimizer.state[parameter] = {
                 key: value if key == "step" and parameter.device.type == "cpu" else value.to(parameter.device)
-                for key, value in found.items()
+                for key, value in saved.items()
             }
     return json.loads((path / "progress.json").read_text(encoding="utf-8"))

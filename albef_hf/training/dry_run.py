@@ -1,4 +1,4 @@
-"""What a run would see and need, before it starts."""
+"""The first batch and the memory of a run, before it starts."""
 
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,13 @@ SHOWN = 16
 
 
 def activation_bytes(method: nn.Module, batch: dict[str, Any]) -> int:
-    """Bytes that a forward pass keeps for its backward pass, parameters not counted."""
-    own = {p.untyped_storage().data_ptr() for p in (*method.parameters(), *method.buffers())}
+    """Bytes that a forward pass keeps for the backward pass, without parameters and buffers."""
+    permanent = {p.untyped_storage().data_ptr() for p in (*method.parameters(), *method.buffers())}
     kept: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
+        if storage.data_ptr() not in permanent:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
@@ -31,8 +31,10 @@ def activation_bytes(method: nn.Module, batch: dict[str, Any]) -> int:
 
 
 def describe_memory(method: nn.Module, batch: dict[str, Any]) -> str:
-    """An estimate for one device: weights, copies and queues, gradients and AdamW's moments in float32, and what the
-    forward pass of the first batch keeps. One pass is run for that, on the CPU and in float32; bf16 halves most of it.
+    """An estimate of the memory of a step on one device, as text.
+
+    It counts weights, momentum copies and queues; gradients and AdamW's moments in float32; and the activations of
+    this batch. These are measured in a forward pass on the CPU in float32; bf16 would halve most of them.
     """
     weights = sum(t.untyped_storage().nbytes() for t in (*method.parameters(), *method.buffers()))
     training = sum(3 * 4 * p.numel() for p in method.parameters() if p.requires_grad)
@@ -44,15 +46,15 @@ def describe_memory(method: nn.Module, batch: dict[str, Any]) -> str:
 
 
 def draw_first_batch(batch: dict[str, Any], processor: AlbefProcessor, path: Path) -> Path:
-    """The first rows as the model gets them: augmented pictures, texts, and what is asked for: the masked text, the
-    answers or the label."""
+    """Draw the first rows as the model gets them: augmented pictures, texts, and targets (masked text, answers or
+    label). Returns: `path`, where the picture was written."""
     count = min(SHOWN, len(batch["pixel_values"]))
     columns = min(4, count)
     rows = -(-count // columns)
     figure = Figure(figsize=(3.2 * columns, 3.3 * rows), layout="constrained")
     mean = torch.tensor(processor.image_mean)[:, None, None]
     deviation = torch.tensor(processor.image_std)[:, None, None]
-    wanted = _wanted(batch, processor)
+    targets = _targets(batch, processor)
     for index in range(count):
         axes = figure.add_subplot(rows, columns, index + 1)
         pixels = batch["pixel_values"][index]
@@ -61,7 +63,7 @@ def draw_first_batch(batch: dict[str, Any], processor: AlbefProcessor, path: Pat
         axes.imshow((pixels * deviation + mean).clamp(0, 1).permute(1, 2, 0).numpy())
         axes.set_axis_off()
         text = _decoded(batch["input_ids"][index], batch["attention_mask"][index], processor)
-        axes.set_title("\n".join(map(_shortened, [text, *wanted[index : index + 1]])), fontsize=8, parse_math=False)
+        axes.set_title("\n".join(map(_shortened, [text, *targets[index : index + 1]])), fontsize=8, parse_math=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
     return path
@@ -71,8 +73,8 @@ def _decoded(ids: torch.Tensor, mask: torch.Tensor, processor: AlbefProcessor) -
     return processor.tokenizer.decode(ids[mask.bool()].tolist()[1:])
 
 
-def _wanted(batch: dict[str, Any], processor: AlbefProcessor) -> list[str]:
-    """What the model is to say of each row, as text; empty where that is no text."""
+def _targets(batch: dict[str, Any], processor: AlbefProcessor) -> list[str]:
+    """What the model should predict for each row, as text; empty for other targets."""
     if "mlm_input_ids" in batch:
         return [_decoded(*row, processor) for row in zip(batch["mlm_input_ids"], batch["attention_mask"], strict=True)]
     if "labels" in batch:

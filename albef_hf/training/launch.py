@@ -1,4 +1,4 @@
-"""What every training script does around the loop: places, seeds, describes, trains and finishes a run."""
+"""What every training script does around the loop: set up, describe, train and finish a run."""
 
 import dataclasses
 import importlib.metadata
@@ -22,14 +22,14 @@ PACKAGES = ("albef-hf", "torch", "transformers", "datasets", "accelerate", "timm
 
 
 class Run:
-    """A kind of run: what it trains and on what, and what comes within the loop and after it.
+    """Base of runs: what is trained, on which data, how it is evaluated, and what follows training.
 
-    A subclass is made of all groups of arguments and of an `accelerator`, and fills the attributes.
+    A subclass takes all groups of arguments and an `accelerator`, and sets the attributes.
 
     Attributes:
-        method: what trains.
-        data: its batches.
-        evaluation_name: what `evaluate` measures on; empty where it measures nothing.
+        method: the model or method to train.
+        data: its training batches.
+        evaluation_name: name of the data that `evaluate` measures on; empty: it is not called.
     """
 
     method: Trainable
@@ -37,18 +37,18 @@ class Run:
     evaluation_name = ""
 
     def evaluate(self, method: Any) -> dict[str, float]:
-        """Metrics during training. On all ranks."""
+        """Measure metrics during training. Called on all ranks."""
         raise NotImplementedError
 
     def evaluated(self, method: Any, step: int, metrics: dict[str, float]) -> None:
-        """What follows an evaluation of the loop. On all ranks."""
+        """Called on all ranks after each evaluation in the loop, with its metrics."""
 
     def draw(self, batch: dict[str, Any], path: Path) -> Path:
-        """The first batch as a picture."""
+        """Draw the first batch into the picture file `path`, and return that path."""
         raise NotImplementedError
 
     def finish(self, method: Any, folder: Path, step: int) -> None:
-        """What comes after the last step. On all ranks."""
+        """Called on all ranks after the last step: evaluate, save and report. folder: of the run."""
         raise NotImplementedError
 
 
@@ -60,12 +60,12 @@ def launch(
     *others: Any,
     name: str,
 ) -> None:
-    """Build a run and carry it out; with `dry_run`, only say what it would be.
+    """Build a run and train it. With `dry_run`, only print its sizes and draw its first batch.
 
     Args:
-        run_class: makes a run of all groups of arguments, and of an `accelerator`.
+        run_class: called with all groups of arguments and an `accelerator`.
         others: further groups of arguments.
-        name: for trackers.
+        name: of the project in trackers.
     """
     groups = (model_arguments, data_arguments, arguments, *others)
     if arguments.threads:

@@ -1,11 +1,12 @@
 """The training loop, on one screen: forward, backward, enqueue, optimizer, momentum.
 
-All it may ask of what it trains stands in `albef_hf/trainable.py`.
+`albef_hf/trainable.py` lists everything that it calls on the method it trains.
 
 A run is a pure function of its arguments: before each micro-batch torch's generators are seeded from (seed,
-micro-batch, rank), so a run stopped at any checkpoint and resumed equals one that never stopped, bit for bit. A step
-whose gradients are not finite changes no parameter; that is decided on the device, and counted as `skipped_steps` in
-the log. On SIGTERM the ranks agree when they next log, save and end with status 143.
+micro-batch, rank). So a run that is resumed from a checkpoint equals one that never stopped, bit for bit. A step
+whose gradients are not finite changes no parameter; this is decided on the device, and the log counts such steps as
+`skipped_steps`. After SIGTERM the run saves a checkpoint and exits with status 143; several ranks do so at the next
+row of the log, where they agree on it.
 """
 
 import contextlib
@@ -32,10 +33,10 @@ from .optimization import build_optimizer, learning_rates, scaled_rates
 
 
 def build_accelerator(arguments: TrainingArguments) -> Accelerator:
-    """Queues are buffers and equal on all ranks: broadcasting them at every forward would only cost.
+    """Make an Accelerator that does not broadcast buffers: queues are equal on all ranks already.
 
     Raises:
-        ValueError: a tracker that is unknown or not installed.
+        ValueError: the tracker is unknown or not installed.
     """
     if arguments.report_to != "none":
         installed = [tracker.value for tracker in get_available_trackers()]
@@ -53,7 +54,7 @@ def build_accelerator(arguments: TrainingArguments) -> Accelerator:
 
 
 def device_name(device: torch.device) -> str:
-    """What a reader of the log would call it."""
+    """The name of a device in the log."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
@@ -68,15 +69,17 @@ class Length:
 
 
 def run_length(arguments: TrainingArguments, data: TrainingData) -> Length:
+    """The length of a run, from `max_steps` or else from `epochs`."""
     steps_per_epoch = max(1, data.steps_per_epoch // arguments.accumulation)
     return Length(steps_per_epoch, arguments.max_steps or math.ceil(arguments.epochs * steps_per_epoch))
 
 
 class StopSignal:
-    """SIGTERM asks the loop to stop, and does nothing else while this is entered.
+    """A context in which SIGTERM only asks the loop to stop.
 
     Attributes:
-        asked: this process got the signal. agreed: all ranks know, and stop after this step.
+        asked: this process got the signal.
+        agreed: some rank got it and all ranks know, so they stop after this step.
     """
 
     def __init__(self) -> None:
@@ -98,8 +101,9 @@ class TrainingLog:
 
     Args:
         path: of log.jsonl, which only the main process writes.
-        start: the step that the run goes on from.
-        others: as in `train`.
+        method, data, arguments, accelerator: as in `train`.
+        length: of the run.
+        start: the step that the run resumes from; 0 for a new run.
     """
 
     def __init__(
@@ -123,7 +127,7 @@ class TrainingLog:
         self.micro_batches, self.since, self.started = 0, time.monotonic(), time.monotonic()
 
     def _describe(self, writer: LogWriter, start: int) -> None:
-        """The first row, and what looks wrong before the first step."""
+        """Write the first row, and the method's warnings about the settings of the run."""
         method, batch_size = self.method, self.data.batch_size
         parameters = sum(p.numel() for p in method.parameters() if p.requires_grad)
         row: dict[str, Any] = {"kind": "run", "method": method.name, "chance": method.chance_losses(batch_size)}
@@ -136,20 +140,20 @@ class TrainingLog:
             writer.write({"kind": "warning", "step": start, "text": text})
 
     def add(self, output: Any) -> None:
-        """Count the losses and metrics of a micro-batch."""
+        """Add the losses and metrics of a micro-batch."""
         losses = {name: value for name, value in output.items() if name.startswith("loss") and value is not None}
         for name, value in (losses | self.method.metrics(output)).items():
             self.sums[name] += value.detach().float()
         self.micro_batches += 1
 
     def add_step(self, norm: torch.Tensor, finite: torch.Tensor) -> None:
-        """Count an optimizer step by its gradient norm; one that is not finite was skipped."""
+        """Add the gradient norm of an optimizer step, or count the step as skipped where the norm is not finite."""
         self.sums["gradient_norm"] += torch.where(finite, norm, 0.0)
         self.sums["skipped_steps"] += ~finite
         self.bar.update()
 
     def write(self, step: int, output: Any, scheduled: dict[str, float], stop: StopSignal) -> None:
-        """Write the means since the last row, and let the ranks agree on stopping. One host read for all of it.
+        """Write the means since the last row, and let the ranks agree on stopping. This reads from the device once.
 
         Raises:
             ValueError: no step since the last row had finite gradients.
@@ -186,7 +190,7 @@ class TrainingLog:
             self.writer.write({"kind": "warning", "step": step, "text": text})
 
     def write_evaluation(self, step: int, name: str, metrics: dict[str, float]) -> None:
-        """Write what an evaluation found."""
+        """Write the metrics of an evaluation."""
         if self.writer is not None:
             self.writer.write({"kind": "evaluation", "step": step, "name": name, "metrics": metrics})
 
@@ -202,7 +206,7 @@ def train(
     evaluation_name: str = "",
     evaluated: Callable[[Any, int, dict[str, float]], None] = lambda method, step, metrics: None,
 ) -> Trainable:
-    """Train a method for the configured steps; losses of micro-batches are averaged over an optimizer step.
+    """Train a method for the configured steps. Losses of micro-batches are averaged over an optimizer step.
 
     `evaluated(method, step, metrics)` is called on all ranks after each evaluation. Raises: ValueError: no step since
     the last row of the log had finite gradients, or too many unusable samples.
@@ -240,7 +244,7 @@ def train(
                 log.add(output)
             norm = accelerator.clip_grad_norm_(model.parameters(), arguments.max_gradient_norm or math.inf)
             finite = torch.isfinite(norm)
-            if accelerator.scaler is None:  # a scaler does the same itself
+            if accelerator.scaler is None:  # a gradient scaler sets this itself
                 optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
             prepared.step()
             prepared.zero_grad()
@@ -265,12 +269,12 @@ def train(
 
 
 def resume(folder: Path, method: Trainable, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> int:
-    """Put back the newest checkpoint of a run folder and return its step; 0 where there is none."""
-    found = latest_checkpoint(folder / "checkpoints")
-    if found is None:
+    """Load the newest checkpoint of a run folder and return its step; 0: there is none."""
+    checkpoint = latest_checkpoint(folder / "checkpoints")
+    if checkpoint is None:
         return 0
-    progress = load_checkpoint(found, method, optimizer)
-    accelerator.print(f"resuming from {found}")
+    progress = load_checkpoint(checkpoint, method, optimizer)
+    accelerator.print(f"resuming from {checkpoint}")
     if accelerator.scaler is not None and progress.get("scaler"):
         accelerator.scaler.load_state_dict(progress["scaler"])
     return progress["step"]
@@ -279,7 +283,7 @@ def resume(folder: Path, method: Trainable, optimizer: torch.optim.Optimizer, ac
 def save(
     folder: Path, method: Trainable, optimizer: torch.optim.Optimizer, accelerator: Accelerator, step: int, keep: int
 ) -> None:
-    """Write a checkpoint into a run folder; the newest `keep` stay. On all ranks, of which the first writes."""
+    """Write a checkpoint into a run folder and keep the newest `keep`. Called on all ranks; the main one writes."""
     if accelerator.is_main_process:
         progress = {"step": step, "scaler": accelerator.scaler and accelerator.scaler.state_dict()}
         save_checkpoint(folder / "checkpoints", method, optimizer, progress, keep)

@@ -1,4 +1,4 @@
-"""Optimizers and learning rates, the latter a pure function of the step."""
+"""Optimizers, and learning rates as a pure function of the step."""
 
 import dataclasses
 import math
@@ -14,7 +14,10 @@ SCHEDULES = ("cosine_per_epoch", "cosine_per_step", "steps")
 
 
 def scaled_rates(arguments: TrainingArguments, samples_per_step: int, steps_per_epoch: int) -> TrainingArguments:
-    """Learning rates for the samples of a step of all ranks (the linear rule), and the warm-up in steps."""
+    """The arguments with learning rates scaled to the batch size (linear scaling) and the warm-up in steps.
+
+    samples_per_step: of all ranks and micro-batches.
+    """
     changes: dict[str, Any] = {}
     if arguments.learning_rate_per:
         factor = samples_per_step / arguments.learning_rate_per
@@ -31,6 +34,9 @@ def learning_rate(arguments: TrainingArguments, step: int, steps_per_epoch: int,
     Published for ALBEF: linear warm-up in plateaus of 100 steps within the first epoch, then a cosine from the highest
     to the lowest rate over the epochs, constant within each. `cosine_per_step` falls smoothly after the warm-up.
     `steps` falls to a tenth after each milestone (MoCo v1).
+
+    Raises:
+        ValueError: the schedule is unknown.
     """
     low, high = arguments.minimum_learning_rate, arguments.learning_rate
     if step < arguments.warmup_steps:
@@ -54,16 +60,19 @@ def learning_rates(arguments: TrainingArguments, steps_per_epoch: int, total_ste
 
 
 class Lars(torch.optim.Optimizer):
-    """Layer-wise adaptive rates, in the form of MoCo v3's and Barlow Twins' publications.
+    """LARS: layer-wise adaptive learning rates, as in the published code of MoCo v3 and Barlow Twins.
 
     For a matrix p with gradient g:  d = g + decay * p,  times  trust * |p| / |d|  (1 where a norm is 0);
     for a vector d = g. Then  m = momentum * m + d  and  p = p - rate * m.
 
     Args:
-        params: parameters or groups; a group may have `adapt` (bool): whether its parameters are adapted and decayed.
-        lr: rate. weight_decay: decay. momentum, trust: as above.
+        params: parameters or groups; a group may have `adapt` (bool): treat its parameters as matrices.
+        lr: learning rate, `rate` above.
+        weight_decay: `decay` above.
+        momentum, trust: as above.
 
-    `found_inf`, set from outside, a 0-d tensor: 1 leaves everything as it is, without asking the device.
+    Attributes:
+        found_inf: 0-d tensor that the training loop sets: 1 makes `step` change nothing. It stays on the device.
     """
 
     found_inf: torch.Tensor | None = None
@@ -109,13 +118,14 @@ class Lars(torch.optim.Optimizer):
 
 
 def build_optimizer(model: nn.Module, arguments: TrainingArguments) -> torch.optim.Optimizer:
-    """The optimizer with two groups: matrices, and vectors (biases and norms), the latter without decay unless
-    `decay_vectors`, and with a rate of their own where `bias_learning_rate` is set (`rate_factor` of the group).
+    """Build the optimizer, with vectors (biases and norms) in a second group.
 
-    As ALBEF publishes it, the 0-d temperature, position tables, the class token and embeddings are decayed.
+    Vectors have no weight decay unless `decay_vectors` is set, and `bias_learning_rate` gives them a learning rate of
+    their own: the group's `rate_factor` multiplies the learning rate. As published for ALBEF, the 0-d temperature,
+    position tables, the class token and embeddings are decayed.
 
     Raises:
-        ValueError: an unknown optimizer.
+        ValueError: the optimizer is unknown.
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     factor = arguments.bias_learning_rate / arguments.learning_rate if arguments.bias_learning_rate else 1.0

@@ -1,4 +1,4 @@
-"""What a downstream task needs to be told, and the data sets that follow from it."""
+"""The arguments of a downstream task, and the data sets that they name."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,10 +13,10 @@ from ..tasks import TASKS
 from ..tasks.task import Task
 from .arguments import GROUPS
 
-# What describes a data set of a task: an entry of `mixture`, `validation`, and each of `tests`.
+# Keys that describe a data set of a task: in an entry of `mixture`, in `validation`, and in each of `tests`.
 ENTRY_KEYS = ("dataset", "options", "split", "revision", "columns", "image_root", "image_suffix")
 
-# Arguments of pre-training that the data of a task does not have; (what to use instead).
+# Arguments of pre-training data that tasks do not have -> what to use instead.
 _NOT_OF_TASKS = {
     "image_column": "columns: {image: ...}",
     "caption_column": "columns: {captions: ...}",
@@ -28,31 +28,46 @@ _NOT_OF_TASKS = {
     "evaluation_split": "validation and tests",
     "evaluation_first_caption": "validation and tests",
     "augmentation": "augmentation_options",
-    "max_caption_tokens": "the lengths each task has as published",
+    "max_caption_tokens": "nothing: each task has its published length",
     "mlm_probability": "nothing: no task masks words",
 }
 
 
 @dataclass
 class TaskArguments:
-    task: str = field(default="retrieval", metadata={"help": f"one of {', '.join(TASKS)}"})
+    """The downstream task, its data and its evaluation."""
+
+    task: str = field(default="retrieval", metadata={"help": f"what to fine-tune for: {', '.join(TASKS)}"})
     columns: dict[str, Any] = field(
-        default_factory=dict, metadata={"help": "column of the task -> its name in the data set; see docs"}
+        default_factory=dict,
+        metadata={
+            "help": "column of the task -> its name in the data set, see docs/downstream.md; {}: the names in the "
+            "publication's lists"
+        },
     )
-    image_suffix: str = field(default="", metadata={"help": "appended to picture paths, e.g. .jpg"})
+    image_suffix: str = field(default="", metadata={"help": "ending to add to picture paths, e.g. .jpg"})
     validation: dict[str, Any] = field(
         default_factory=dict,
-        metadata={"help": "what chooses the weights, e.g. {split: validation}; what it leaves out is as in training"},
+        metadata={
+            "help": "data that chooses the weights, as far as it differs from training, e.g. {split: validation}; "
+            "{}: the last weights are kept"
+        },
     )
     tests: dict[str, Any] = field(
-        default_factory=dict, metadata={"help": "what is measured at the end, by name, e.g. {test: {split: test}}"}
+        default_factory=dict,
+        metadata={"help": "data measured once at the end, by name, e.g. {test: {split: test}}; {}: none"},
     )
-    chosen_by: str | None = field(default=None, metadata={"help": "metric that chooses; the task's own if left out"})
+    chosen_by: str | None = field(
+        default=None, metadata={"help": "validation metric that chooses the weights; null: the task's own"}
+    )
     answer_list: str | None = field(
-        default=None, metadata={"help": "JSON list of the answers that may be given; those of the data if left out"}
+        default=None,
+        metadata={"help": "JSON list of answers for question answering; null: all answers of the training data"},
     )
-    ranked_answers: int = field(default=128, metadata={"help": "candidate answers scored for each question"})
-    evaluation_batch_size: int = field(default=64, metadata={"help": "rows at a time when nothing trains"})
+    ranked_answers: int = field(
+        default=128, metadata={"help": "candidate answers that question answering scores in full for each question"}
+    )
+    evaluation_batch_size: int = field(default=64, metadata={"help": "rows per device and batch in evaluation"})
 
 
 TASK_GROUPS = (*GROUPS, TaskArguments)
@@ -61,7 +76,7 @@ TASK_GROUPS = (*GROUPS, TaskArguments)
 def _entry(
     data: DataArguments, task_arguments: TaskArguments, changes: Mapping[str, Any], where: str
 ) -> dict[str, Any]:
-    """Arguments of `Task.load`: those of training, changed."""
+    """Arguments of `Task.load`: those of the training data, with changes."""
     check_keys(changes, (*ENTRY_KEYS, "weight"), where)
     training = {
         "dataset": data.dataset,
@@ -78,19 +93,25 @@ def _entry(
 
 
 def check_task_data(data: DataArguments) -> None:
-    """Raises:
-    ValueError: an argument of pre-training data that tasks do not have; names what to use instead.
+    """Check that only arguments are set that the data of tasks has.
+
+    Raises:
+        ValueError: an argument of pre-training data is set; says what to use instead.
     """
     for f in dataclasses.fields(data):
         default = f.default if f.default is not dataclasses.MISSING else f.default_factory()  # type: ignore[misc]
         if f.name in _NOT_OF_TASKS and getattr(data, f.name) != default:
-            raise ValueError(f"{f.name} is of pre-training; for a task use {_NOT_OF_TASKS[f.name]}")
+            raise ValueError(f"{f.name} is for pre-training; for a task use {_NOT_OF_TASKS[f.name]}")
 
 
 def load_training_parts(
     task: type[Task], data: DataArguments, task_arguments: TaskArguments
 ) -> tuple[dict[str, datasets.Dataset], list[float] | None]:
-    """The data sets to train on by name, and their weights where the mixture has them."""
+    """Load the data sets to train on, by name, and their weights if the mixture has any.
+
+    Raises:
+        ValueError: some data sets have a weight and others do not; or see `Task.load`.
+    """
     entries = data.mixture or [{}]
     weights = [entry["weight"] for entry in entries if "weight" in entry]
     if weights and len(weights) < len(entries):
@@ -106,7 +127,11 @@ def load_training_parts(
 def load_evaluation_rows(
     task: type[Task], data: DataArguments, task_arguments: TaskArguments, changes: Mapping[str, Any], where: str
 ) -> datasets.Dataset:
-    """The rows of `validation` or of one of `tests`."""
+    """Load the rows of `validation` or of one of `tests`. where: which of them, for errors.
+
+    Raises:
+        ValueError: `changes` is not a mapping; or see `Task.load`.
+    """
     if not isinstance(changes, Mapping):
         raise ValueError(f"{where} must say what differs from training, such as {{split: {where}}}, not {changes!r}")
     return task.load(**_entry(data, task_arguments, changes, where))

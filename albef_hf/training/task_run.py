@@ -1,7 +1,7 @@
 """A run of a downstream task, for `scripts/finetune.py`, `scripts/finetune_retrieval.py` and `scripts/evaluate.py`.
 
-Validation chooses the weights; test data is measured once, after the last step, with the chosen weights and with the
-last ones, and nothing is chosen by it.
+Validation chooses the weights. Test data is measured once, after the last step, with the chosen and with the last
+weights; it chooses nothing.
 """
 
 import json
@@ -44,10 +44,13 @@ def fine_tune(
     *,
     tasks: Sequence[type[Task]] = tuple(TASKS.values()),
 ) -> None:
-    """Fine-tune on one of the tasks, as the arguments say.
+    """Fine-tune on a task as the arguments say.
+
+    Args:
+        tasks: those that `task` may name.
 
     Raises:
-        ValueError: `task` names none of them; and whatever is wrong with the run, before it trains.
+        ValueError: `task` is none of them, or something else is wrong with the arguments or the data.
     """
     task_named(task_arguments.task, tasks)
     launch(TaskRun, model_arguments, data_arguments, arguments, task_arguments, name=task_arguments.task)
@@ -60,7 +63,7 @@ def task_settings(
     accelerator: Accelerator,
     **others: Any,
 ) -> TaskSettings:
-    """What a task is told of the arguments of a run. `others` are further fields of `TaskSettings`."""
+    """The settings of a task, from the arguments of a run. others: further fields of `TaskSettings`."""
     return TaskSettings(
         data_arguments,
         accelerator,
@@ -73,9 +76,9 @@ def task_settings(
 
 
 class TaskRun(Run):
-    """Fine-tuning on a task: validation within the loop, the tests after it."""
+    """Fine-tuning on a task, with validation during training and tests after it."""
 
-    method: Any  # a model of ours, which is trainable too
+    method: Any  # an ALBEF model that is `Trainable`
 
     def __init__(
         self,
@@ -115,11 +118,11 @@ class TaskRun(Run):
         self.tests = {name: rows(changes, name, chooses=False) for name, changes in task_arguments.tests.items()}
         self.evaluation_name = "" if self.validation is None else "validation"
         folder = Path(arguments.output_dir)
-        goes_on = arguments.resume and latest_checkpoint(folder / "checkpoints") is not None
+        resumed = arguments.resume and latest_checkpoint(folder / "checkpoints") is not None
         metric, known = task_arguments.chosen_by or self.task.metric, self.task.metric_names()
         if metric not in known:
             raise ValueError(f"chosen_by {metric!r}: {nearest_hint(metric, known)}")
-        self.chosen = Chosen(folder, metric, goes_on, self.task.saved_files())
+        self.chosen = Chosen(folder, metric, resumed, self.task.saved_files())
         self.measured = -1  # the step of the last validation
 
     def _measure(self, model: nn.Module, rows: datasets.Dataset, name: str) -> TaskResult:
@@ -127,22 +130,22 @@ class TaskRun(Run):
             return self.task.measure(model, rows, name)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Metrics of the validation data. On all ranks."""
+        """Metrics on the validation data. Called on all ranks."""
         assert self.validation is not None
         return self._measure(model, self.validation, "validation").metrics
 
     def evaluated(self, method: nn.Module, step: int, metrics: dict[str, float]) -> None:
-        """Keep the weights that validation finds best. On all ranks."""
+        """Keep these weights if they are the best by validation so far. Called on all ranks."""
         self.measured = step
         self.chosen.offer(method, self.task.processor, step, metrics, self.accelerator.is_main_process)
         self.accelerator.wait_for_everyone()
 
     def draw(self, batch: dict[str, Any], path: Path) -> Path:
-        """The first batch as a picture."""
+        """See `Run.draw`."""
         return draw_first_batch(batch, self.task.processor, path)
 
     def finish(self, method: nn.Module, folder: Path, step: int) -> None:
-        """Validate the last weights, measure the tests once, write the report. On all ranks."""
+        """Validate the last weights, measure the tests once, write the report. Called on all ranks."""
         main = self.accelerator.is_main_process
         if self.validation is None:
             self.evaluated(method, step, {})
@@ -177,7 +180,10 @@ def save_results(
     results: Mapping[str, Mapping[str, TaskResult]],
     step: int,
 ) -> None:
-    """results.json with the metrics of every test, by chosen and last weights; predictions of the chosen ones."""
+    """Write results.json with the metrics of each test, and the predictions of the chosen weights.
+
+    results: by the name of the test, then by the weights, `chosen` or `last`.
+    """
     summary: dict[str, Any] = {"task": task.name, "chosen": chosen, "last_step": step, "tests": {}}
     for name, by_weights in results.items():
         result = by_weights[CHOSEN]
@@ -189,13 +195,13 @@ def save_results(
 
 
 def save_predictions(folder: Path, task: Task, result: TaskResult) -> None:
-    """What the model said, into `predictions` of a run folder."""
+    """Write predictions into the folder `predictions` of a run folder."""
     (folder / "predictions").mkdir(parents=True, exist_ok=True)
     task.write_predictions(result, folder / "predictions")
 
 
 def print_metrics(result: TaskResult) -> None:
-    """A line for each metric and each baseline."""
+    """Print a line for each metric and each baseline."""
     for name, value in result.metrics.items():
         print(f"{result.name:14} {name:32} {100 * value:6.2f} %")
     for name, value in result.baselines.items():
@@ -209,15 +215,17 @@ def evaluate_saved(
     arguments: TrainingArguments,
     task_arguments: TaskArguments,
 ) -> dict[str, TaskResult]:
-    """Measure a saved model on the tests of a configuration; predictions and a report go into `evaluated` of the
-    output folder.
+    """Measure a saved model on the tests of a configuration. Predictions, results and a report are written into the
+    folder `evaluated` in the output folder.
 
     Args:
         model_path: folder or Hub id of a model trained for the task.
-        protocol: name of a retrieval protocol, which sets the picture size and k.
+        protocol: name of a retrieval protocol, which sets picture size and k; None: none.
+
+    Returns: the result of each test, by its name.
 
     Raises:
-        ValueError: no tests, weights of another kind of model, or a protocol for another task than retrieval.
+        ValueError: there are no tests, the weights are of another class, or a protocol is given for another task.
     """
     task_class = task_named(task_arguments.task)
     check_task_data(data_arguments)
@@ -227,7 +235,7 @@ def evaluate_saved(
     if not task_arguments.tests:
         raise ValueError("there is nothing to evaluate on: the configuration names no tests")
     if protocol is not None and not task_class.uses_protocol:
-        raise ValueError(f"protocol {protocol!r} is of retrieval, and the task is {task_class.name}")
+        raise ValueError(f"protocol {protocol!r} is for retrieval, but the task is {task_class.name}")
     model, processor = load_trained_model(task_class.model_class, model_path)
     model.to(accelerator.device).eval()
     settings = task_settings(
