@@ -141,13 +141,14 @@ def _check_columns(dataset: str, wanted: Iterable[str], present: list[str]) -> N
 
 
 def _is_damaged(path: Path) -> bool:
+    """Whether a Parquet, tar or JSON file is cut or damaged. Of other forms only their reader can tell."""
     try:
         if path.suffix == ".parquet":
             pyarrow.parquet.read_metadata(path)
         elif path.suffix == ".tar":
             with tarfile.open(path) as archive:
                 archive.getmembers()
-        else:
+        elif path.suffix in (".json", ".jsonl"):
             text = path.read_text(encoding="utf-8")
             for part in text.splitlines() if path.suffix == ".jsonl" else [text]:
                 json.loads(part)
