@@ -209,12 +209,14 @@ class CorpusStream:
 
 
 def _undecoded(table: datasets.Dataset) -> datasets.Dataset:
-    """The table with its pictures, and its lists of pictures, left as bytes or paths."""
+    """The table with its pictures, and its lists of pictures, left as bytes or paths, and with texts of one type."""
     for name, feature in table.features.items():
         if isinstance(feature, datasets.Image):
             table = table.cast_column(name, datasets.Image(decode=False))
         elif isinstance(feature, datasets.List) and isinstance(feature.feature, datasets.Image):
             table = table.cast_column(name, datasets.List(datasets.Image(decode=False)))
+        elif feature == datasets.Value("large_string"):  # as some readers have it
+            table = table.cast_column(name, datasets.Value("string"))
     return table
 
 
