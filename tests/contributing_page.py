@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-COPIED = ("albef_hf", "ssl_methods", "scripts", "configs", "docs")
+CODE = ("albef_hf", "ssl_methods", "scripts", "tests")
 
 
 @dataclass
@@ -68,7 +68,7 @@ def follow(title: str, repository: Path) -> None:
 
 def copy_with(folder: Path, *titles: str) -> Path:
     """A copy of the repository in which some sections of the page were followed."""
-    for name in COPIED:
+    for name in ("albef_hf", "ssl_methods", "scripts", "configs", "docs"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "tests").mkdir()
     for path in (*ROOT.glob("*.md"), *ROOT.glob("*.toml"), *ROOT.glob("*.cfg"), *(ROOT / "tests").glob("*.py")):
@@ -85,6 +85,12 @@ def run_in(repository: Path, *arguments: str) -> str:
     done = subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def check_style(repository: Path) -> None:
+    """The code of a copy of the repository is written as `ruff` wants it."""
+    run_in(repository, "ruff", "check", *CODE)
+    run_in(repository, "ruff", "format", "--check", *CODE)
 
 
 def pass_in(repository: Path, selected: str, *files: str) -> tuple[int, Path]:

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from contributing_page import copy_with, pass_in, run_in
+from contributing_page import check_style, copy_with, pass_in
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,6 @@ def test_a_method_added_by_the_page_passes_every_test_of_a_method(repository):
 
 
 def test_a_method_added_by_the_page_is_written_as_the_others(repository):
-    run_in(repository, "ruff", "check", ".")
-    run_in(repository, "ruff", "format", "--check", ".")
+    check_style(repository)
     example = (repository / "ssl_methods" / "simsiam.py").read_text(encoding="utf-8")
     assert example.count("\n") < 60

@@ -1,7 +1,7 @@
 """A downstream task is added to a copy of the repository as CONTRIBUTING.md says, and passes the tests of a task."""
 
 import pytest
-from contributing_page import copy_with, pass_in, run_in
+from contributing_page import check_style, copy_with, pass_in
 
 from albef_hf.training.arguments import parse_arguments
 from albef_hf.training.task_arguments import TASK_GROUPS
@@ -21,8 +21,7 @@ def test_a_task_added_by_the_page_passes_every_test_of_a_task(repository):
 
 
 def test_a_task_added_by_the_page_is_written_as_the_others(repository):
-    run_in(repository, "ruff", "check", ".")
-    run_in(repository, "ruff", "format", "--check", ".")
+    check_style(repository)
 
 
 @pytest.mark.parametrize("name", ["certainty", "emoji_certainty"])
