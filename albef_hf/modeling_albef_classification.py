@@ -212,7 +212,7 @@ class AlbefForVisualEntailment(_AlbefForClassification):
     The published recipe has no ramp of alpha here: set `alpha_ramp_epochs` to 0.
     """
 
-    classes = ("contradiction", "neutral", "entailment")
+    classes: tuple[str, ...] = ("contradiction", "neutral", "entailment")
 
 
 def _two_images(vision_model: nn.Module, text_model: AlbefTextModel, pixel_values: torch.Tensor) -> list[KeysValues]:

@@ -6,6 +6,13 @@ from .method import ImageMethod, MethodOutput
 from .moco import MoCoV1, MoCoV2
 from .moco_v3 import MoCoV3
 
-METHODS: dict[str, type[ImageMethod]] = {method.name: method for method in (MoCoV1, MoCoV2, MoCoV3, Byol, BarlowTwins)}
+_CLASSES: tuple[type[ImageMethod], ...] = (
+    MoCoV1,
+    MoCoV2,
+    MoCoV3,
+    Byol,
+    BarlowTwins,
+)
+METHODS: dict[str, type[ImageMethod]] = {method.name: method for method in _CLASSES}
 
 __all__ = ["METHODS", "BarlowTwins", "Byol", "ImageMethod", "MethodOutput", "MoCoV1", "MoCoV2", "MoCoV3"]

@@ -73,7 +73,7 @@ RECIPES = {
 }
 
 
-PROBABILITIES = ("jitter_probability", "gray", "blur", "solarize", "flip")
+PROBABILITIES = tuple(field.name for field in dataclasses.fields(ViewRecipe) if field.type is float)
 FORMER_OPTIONS = {"grey": "gray", "grey_first": "gray_first"}
 
 

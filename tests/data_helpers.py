@@ -1,7 +1,9 @@
-"""Pictures as bytes and in a table, and the first batches of training data."""
+"""Pictures as bytes and in a table, the same rows in every form of data, and the first batches of training data."""
 
 import io
 import itertools
+import json
+import tarfile
 from pathlib import Path
 
 import datasets
@@ -14,14 +16,52 @@ def picture(number: int) -> bytes:
     return stream.getvalue()
 
 
-def parquet_of(path: Path, count: int, first: int = 0) -> str:
+def table_of(count: int, first: int = 0) -> datasets.Dataset:
     rows = range(first, first + count)
-    datasets.Dataset.from_dict(
+    return datasets.Dataset.from_dict(
         {"image": [{"bytes": picture(i), "path": None} for i in rows], "text": [f"thing number {i}" for i in rows]},
         features=datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")}),
-    ).to_parquet(path)
+    )
+
+
+def parquet_of(path: Path, count: int, first: int = 0) -> str:
+    table_of(count, first).to_parquet(path)
     return str(path)
 
 
 def first(data, count, start=0):
     return list(itertools.islice(data.batches(start), count))
+
+
+# -- the same six rows in every form ----------------------------------------------------------------------------------
+
+
+def folder_source(folder: Path) -> dict:
+    for number in range(6):
+        (folder / f"{number}.png").write_bytes(picture(number))
+    lines = [json.dumps({"file_name": f"{n}.png", "text": f"drawing {n}"}) for n in range(6)]
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    return {"dataset": str(folder), "caption_column": "text"}
+
+
+def tar_source(folder: Path) -> dict:
+    with tarfile.open(folder / "shard.tar", "w") as shard:
+        for number in range(6):
+            for name, data in ((f"{number}.png", picture(number)), (f"{number}.txt", f"drawing {number}".encode())):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                shard.addfile(info, io.BytesIO(data))
+    return {"dataset": str(folder / "shard.tar"), "image_column": "png", "caption_column": "txt"}
+
+
+def parquet_source(folder: Path) -> dict:
+    return {"dataset": parquet_of(folder / "table.parquet", 6), "caption_column": "text"}
+
+
+def arrow_source(folder: Path) -> dict:
+    table_of(6).rename_column("image", "picture").save_to_disk(folder / "saved")
+    return {"dataset": str(folder / "saved"), "image_column": "picture", "caption_column": "text"}
+
+
+# A form of data: writes its files into a folder and gives the arguments that load them.
+SOURCES = {"imagefolder": folder_source, "tar": tar_source, "parquet": parquet_source, "arrow": arrow_source}

@@ -8,16 +8,12 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from ssl_helpers import tiny_method, views_of
 
+from ssl_methods import METHODS
+
 STEPS, GLOBAL_BATCH = 3, 8
 # Batch normalization on each of two ranks equals one process that normalizes two parts.
-CASES = {
-    "moco_v1": ("moco_v1", {}),
-    "moco_v2": ("moco_v2", {}),
-    "moco_v3": ("moco_v3", {}),
-    "byol": ("byol", {}),
-    "barlow_twins": ("barlow_twins", {}),
-    "barlow_twins_published": ("barlow_twins", {"published_gradient": True}),
-}
+CASES = {name: (name, {}) for name in METHODS}
+CASES["barlow_twins_published"] = ("barlow_twins", {"published_gradient": True})
 
 
 def run_steps(rank: int, ranks: int) -> dict[str, torch.Tensor]:
@@ -45,8 +41,7 @@ def run_steps(rank: int, ranks: int) -> dict[str, torch.Tensor]:
                 gradients = {n: p.grad.clone() for n, p in method.named_parameters() if p.grad is not None}
                 results |= {f"{case}/gradient/{n}": g for n, g in gradients.items()}
             results[f"{case}/loss/{step}"] = loss
-            if hasattr(method, "enqueue"):
-                method.enqueue(output)
+            method.enqueue(output)
             optimizer.step()
             method.update_momentum(step, STEPS)
         # Without synchronization, each rank has its own running statistics.

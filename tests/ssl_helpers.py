@@ -1,10 +1,14 @@
-"""Small image-only methods, their options and recipes, and the views they are shown."""
+"""Small image-only methods, their options and recipes, the views they are shown, and what augmentation does.
 
+Every method has a row in `OPTIONS` and in `RECIPES`, every operation of augmentation one in `OPERATIONS`.
+"""
+
+import numpy as np
 import torch
 from transformers import ResNetConfig, ViTConfig
 
 from albef_hf.vision_backbone import VisionBackbone
-from ssl_methods import METHODS
+from ssl_methods import METHODS, augment
 
 BATCH = 6
 
@@ -38,6 +42,27 @@ RECIPES = {
     "byol": {"optimizer": "lars", "weight_decay": 0.01, "learning_rate": 0.5},
     "barlow_twins": {"optimizer": "lars", "weight_decay": 0.01, "learning_rate": 0.2, "bias_learning_rate": 0.0048},
 }
+# Operations of augmentation: the column of a view's numbers, and a value that changes a picture.
+OPERATIONS = [
+    (augment.FLIP, 1),
+    (augment.GRAY_BEFORE, 1),
+    (augment.BRIGHTNESS, 1.4),
+    (augment.CONTRAST, 0.6),
+    (augment.SATURATION, 1.4),
+    (augment.HUE, 0.1),
+    (augment.HUE, -0.4),
+    (augment.GRAY_AFTER, 1),
+    (augment.SIGMA, 1.7),
+    (augment.SOLARIZE, 1),
+]
+
+
+def unchanged_numbers():
+    """The numbers of a view that leave a picture as it is."""
+    numbers = np.zeros(augment.NUMBERS)
+    numbers[[augment.BRIGHTNESS, augment.CONTRAST, augment.SATURATION]] = 1
+    numbers[augment.ORDER] = range(4)
+    return numbers
 
 
 def tiny_method(name, kind="resnet", seed=0, **changes):

@@ -1,5 +1,5 @@
-"""The five methods once more, written from the papers and their coding conventions alone: plain loops, dense formulas,
-one process. What `ssl_methods` is compared with. Nothing here imports it."""
+"""Every image-only method once more, written from the papers and their coding conventions alone: plain loops, dense
+formulas, one process. What `ssl_methods` is compared with. Nothing here imports it."""
 
 import copy
 import math
@@ -49,55 +49,44 @@ def barlow_loss(z1, z2, weight):
 
 
 class Reference:
-    """A method on given online modules: backbone (a function to pooled features), projector, predictor.
+    """A method step by step. Its loss is a function of `LOSSES`, the momentum of its copies one of `MOMENTUM`.
 
-    The published order: MoCo v1 to v3 move their copies *before* the step's keys are made, with the weights the last
-    step left; BYOL moves them after.
+    The order in time is the published one: what moves the copies before a step's keys are made, with the weights the
+    last step left, is `move_copies`. MoCo v1 to v3 do so; BYOL's move at the end of a step is the same place.
+
+    Args:
+        name: of the method.
+        method: has the online modules `backbone`, `projector` and, for some, `predictor`, its options as attributes,
+            and where there is a queue the keys it begins with.
+        total: steps of the run.
     """
 
-    def __init__(self, kind, backbone, projector, predictor, *, temperature, momentum, total, queue=None, weight=None):
-        self.kind, self.total, self.momentum = kind, total, momentum
-        self.temperature, self.weight = temperature, weight
-        self.online = nn.ModuleList([backbone, projector])
-        self.predictor = predictor
+    def __init__(self, name, method, total):
+        self.name, self.method, self.total = name, method, total
+        self.online = nn.ModuleList([method.backbone, method.projector])
         self.copy = copy.deepcopy(self.online)
-        self.queue = None if queue is None else queue.clone()
+        self.queue = method.queue.features.clone() if hasattr(method, "queue") else None
         self.pointer, self.step = 0, 0
 
     def project(self, modules, view):
+        """Projections of a view by the online modules or their copies."""
         return modules[1](modules[0](view).pooled)
 
     def cosine(self, k):
-        return 1 - (1 - self.momentum) * 0.5 * (1 + math.cos(math.pi * k / self.total))
+        return 1 - (1 - self.method.momentum) * 0.5 * (1 + math.cos(math.pi * k / self.total))
 
-    def move(self, m):
-        with torch.no_grad():
-            for old, new in zip(self.copy.parameters(), self.online.parameters(), strict=True):
-                old.copy_(m * old + (1 - m) * new)
+    def move_copies(self):
+        """Move the copies before step `step`, where the method has any."""
+        if self.name in MOMENTUM:
+            m = MOMENTUM[self.name](self)
+            with torch.no_grad():
+                for old, new in zip(self.copy.parameters(), self.online.parameters(), strict=True):
+                    old.copy_(m * old + (1 - m) * new)
 
     def loss(self, view1, view2):
-        if self.kind in ("moco_v1", "moco_v2"):
-            if self.step:
-                self.move(self.momentum)
-            q = unit(self.project(self.online, view1))
-            with torch.no_grad():
-                self.keys = unit(self.project(self.copy, view2))
-            return moco_loss(q, self.keys, self.queue, self.temperature)
-        if self.kind == "moco_v3":
-            # The copies of step 0 are equal to the weights, whatever the momentum.
-            if self.step:
-                self.move(self.cosine(self.step))
-            q1, q2 = (unit(self.predictor(self.project(self.online, view))) for view in (view1, view2))
-            with torch.no_grad():
-                k1, k2 = (unit(self.project(self.copy, view)) for view in (view1, view2))
-            return moco_v3_loss(q1, k2, self.temperature) + moco_v3_loss(q2, k1, self.temperature)
-        if self.kind == "byol":
-            p1, p2 = (self.predictor(self.project(self.online, view)) for view in (view1, view2))
-            with torch.no_grad():
-                z1, z2 = (self.project(self.copy, view) for view in (view1, view2))
-            return byol_distance(p1, z2) + byol_distance(p2, z1)
-        z1, z2 = (self.project(self.online, view) for view in (view1, view2))
-        return barlow_loss(z1, z2, self.weight)
+        if self.step:  # the copies of step 0 are equal to the weights, whatever the momentum
+            self.move_copies()
+        return LOSSES[self.name](self, view1, view2)
 
     def after_backward(self):
         if self.queue is not None:
@@ -106,15 +95,50 @@ class Reference:
                 self.pointer = (self.pointer + 1) % len(self.queue)
 
     def after_step(self):
-        if self.kind == "byol":
-            self.move(self.cosine(self.step))
         self.step += 1
 
 
-def sgd_step(named, buffers, rate, momentum, decay):
-    """Decay of everything, as MoCo's code has it."""
+def moco(reference, view1, view2):
+    q = unit(reference.project(reference.online, view1))
+    with torch.no_grad():
+        reference.keys = unit(reference.project(reference.copy, view2))
+    return moco_loss(q, reference.keys, reference.queue, reference.method.temperature)
+
+
+def moco_v3(reference, view1, view2):
+    temperature = reference.method.temperature
+    q1, q2 = (unit(reference.method.predictor(reference.project(reference.online, view))) for view in (view1, view2))
+    with torch.no_grad():
+        k1, k2 = (unit(reference.project(reference.copy, view)) for view in (view1, view2))
+    return moco_v3_loss(q1, k2, temperature) + moco_v3_loss(q2, k1, temperature)
+
+
+def byol(reference, view1, view2):
+    p1, p2 = (reference.method.predictor(reference.project(reference.online, view)) for view in (view1, view2))
+    with torch.no_grad():
+        z1, z2 = (reference.project(reference.copy, view) for view in (view1, view2))
+    return byol_distance(p1, z2) + byol_distance(p2, z1)
+
+
+def barlow_twins(reference, view1, view2):
+    z1, z2 = (reference.project(reference.online, view) for view in (view1, view2))
+    return barlow_loss(z1, z2, reference.method.redundancy_weight)
+
+
+# The loss of a method: its reference and both views -> scalar.
+LOSSES = {"moco_v1": moco, "moco_v2": moco, "moco_v3": moco_v3, "byol": byol, "barlow_twins": barlow_twins}
+# The momentum of the move before step `step`, of the methods that have copies.
+MOMENTUM = {
+    "moco_v1": lambda reference: reference.method.momentum,
+    "moco_v2": lambda reference: reference.method.momentum,
+    "moco_v3": lambda reference: reference.cosine(reference.step),
+    "byol": lambda reference: reference.cosine(reference.step - 1),  # of the step that ends
+}
+
+
+def sgd_step(named, buffers, rate, momentum, decay, vector_decay):
     for name, p in named:
-        d = p.grad + decay * p.data
+        d = p.grad + (decay if p.dim() > 1 or vector_decay else 0.0) * p.data
         buffers[name] = d.clone() if name not in buffers else momentum * buffers[name] + d
         p.data -= rate * buffers[name]
 
@@ -145,3 +169,15 @@ def warm_cosine(step, total, warm, high, low):
     if step < warm:
         return high * step / warm
     return low + (high - low) * 0.5 * (1 + math.cos(math.pi * (step - warm) / (total - warm)))
+
+
+def optimizer_step(recipe, named, buffers, rate, step):
+    """One step of the optimizer that a recipe names. rate: of this step. buffers: the optimizer's, by parameter."""
+    decay, vector_decay = recipe["weight_decay"], recipe.get("decay_vectors", False)
+    if recipe["optimizer"] == "sgd":
+        sgd_step(named, buffers, rate, 0.9, decay, vector_decay)
+    elif recipe["optimizer"] == "adamw":
+        adamw_step(named, buffers, rate, decay, step, vector_decay)
+    else:
+        ratio = recipe.get("bias_learning_rate", recipe["learning_rate"]) / recipe["learning_rate"]
+        lars_step(named, buffers, rate, rate * ratio, 0.9, decay, 0.001)

@@ -130,6 +130,12 @@ def test_the_documented_tree_is_the_tree():
     assert documented == actual
 
 
+def test_every_folder_of_code_is_installed():
+    """`setup.cfg` finds folders with an `__init__.py` only."""
+    folders = {path.parent for path in sources(*PACKAGES)}
+    assert [str(folder.relative_to(ROOT)) for folder in folders if not (folder / "__init__.py").is_file()] == []
+
+
 # -- how long a step is to follow -------------------------------------------------------------------------------------
 
 

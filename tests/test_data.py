@@ -6,11 +6,10 @@ import itertools
 import json
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pytest
 import torch
-from data_helpers import first, parquet_of, picture
+from data_helpers import SOURCES, first, parquet_of, picture
 from transformers import BertTokenizer
 
 from albef_hf import AlbefProcessor
@@ -125,43 +124,9 @@ def test_a_batch_larger_than_the_corpus_is_refused(json_list, processor):
 # -- sources ----------------------------------------------------------------------------------------------------------
 
 
-def make_source(kind: str, folder: Path) -> dict:
-    if kind == "imagefolder":
-        for number in range(6):
-            (folder / f"{number}.png").write_bytes(picture(number))
-        lines = [json.dumps({"file_name": f"{n}.png", "text": f"drawing {n}"}) for n in range(6)]
-        (folder / "metadata.jsonl").write_text("\n".join(lines))
-        return {"dataset": str(folder), "caption_column": "text"}
-    if kind == "tar":
-        import tarfile
-
-        with tarfile.open(folder / "shard.tar", "w") as shard:
-            for number in range(6):
-                for name, data in (
-                    (f"{number}.png", picture(number)),
-                    (f"{number}.txt", f"drawing {number}".encode()),
-                ):
-                    info = tarfile.TarInfo(name)
-                    info.size = len(data)
-                    shard.addfile(info, io.BytesIO(data))
-        return {"dataset": str(folder / "shard.tar"), "image_column": "png", "caption_column": "txt"}
-    table = datasets.Dataset.from_dict(
-        {
-            "picture": [{"bytes": picture(n), "path": None} for n in range(6)],
-            "text": [f"drawing {n}" for n in range(6)],
-        },
-        features=datasets.Features({"picture": datasets.Image(), "text": datasets.Value("string")}),
-    )
-    if kind == "parquet":
-        table.to_parquet(folder / "table.parquet")
-        return {"dataset": str(folder / "table.parquet"), "image_column": "picture", "caption_column": "text"}
-    table.save_to_disk(folder / "saved")
-    return {"dataset": str(folder / "saved"), "image_column": "picture", "caption_column": "text"}
-
-
-@pytest.mark.parametrize("kind", ["imagefolder", "tar", "parquet", "arrow"])
-def test_every_source_gives_the_same_rows(kind, tmp_path, processor):
-    fields = make_source(kind, tmp_path)
+@pytest.mark.parametrize("form", list(SOURCES))
+def test_every_source_gives_the_same_rows(form, tmp_path, processor):
+    fields = SOURCES[form](tmp_path)
     (batch,) = first(build_training_data(DataArguments(**fields), processor, batch_size=6, seed=0), 1)
     assert not batch["rejected"] and batch["pixel_values"].shape == (6, 3, 16, 16)
     assert len(set(batch["caption_ids"].tolist())) == 6

@@ -13,7 +13,7 @@ import torch
 import yaml
 from helpers import tiny_batch, tiny_model
 from model_cases import TASKS, new, task_batch
-from transformers import ResNetConfig
+from ssl_helpers import tiny_method
 
 from albef_hf.data.arguments import DataArguments
 from albef_hf.data.sources import BUILT_IN, CORPUS_KEYS
@@ -25,7 +25,6 @@ from albef_hf.reporting.report import write_report
 from albef_hf.training.arguments import GROUPS, ModelArguments, TrainingArguments, resolved
 from albef_hf.training.loop import build_accelerator, train
 from albef_hf.training.task_arguments import ENTRY_KEYS, TASK_GROUPS, TaskArguments
-from albef_hf.vision_backbone import VisionBackbone
 from ssl_methods import METHODS
 from ssl_methods.augment import ViewRecipe
 
@@ -34,13 +33,6 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs
 FIELDS = {field.name for group in TASK_GROUPS for field in dataclasses.fields(group)}
 # What is logged and has no curve: what orders the rows, what follows from another curve, what is a count.
 NOT_DRAWN = {"kind", "step", "epoch", "seconds", "skipped_steps", "alpha", "alignment"}
-SMALL = {
-    "moco_v1": {"queue_size": 8, "dim": 4},
-    "moco_v2": {"queue_size": 8, "dim": 4},
-    "moco_v3": {"hidden_dim": 8, "dim": 4},
-    "byol": {"hidden_dim": 8, "dim": 4},
-    "barlow_twins": {"projector_dims": [8, 8, 4]},
-}
 
 
 # -- what the loop logs -----------------------------------------------------------------------------------------------
@@ -63,12 +55,6 @@ class OneBatch:
         return batch
 
 
-def small_method(name: str):
-    torch.manual_seed(0)
-    config = ResNetConfig(embedding_size=6, hidden_sizes=[6, 8], depths=[1, 1], layer_type="basic")
-    return METHODS[name](VisionBackbone(config, "mean"), **SMALL.get(name, {}))
-
-
 @pytest.fixture(scope="module")
 def logs(tmp_path_factory) -> dict[str, list[dict]]:
     """The rows that the training loop logs of every kind of model, in two steps with an evaluation after each."""
@@ -76,7 +62,7 @@ def logs(tmp_path_factory) -> dict[str, list[dict]]:
     views = {"views": torch.rand(4, 2, 3, 16, 16, generator=generator), "shuffle_draws": torch.rand(4)}
     runs = {"albef": (tiny_model(), tiny_batch())}
     runs |= {kind.__name__: (new(kind), task_batch(kind)) for kind in TASKS}
-    runs |= {name: (small_method(name), views) for name in METHODS}
+    runs |= {name: (tiny_method(name), views) for name in METHODS}
     found = {}
     for name, (method, batch) in runs.items():
         folder = tmp_path_factory.mktemp(name)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from ssl_helpers import OPERATIONS, unchanged_numbers
 
 from albef_hf.data.arguments import DataArguments
 from ssl_methods.augment import (
@@ -93,12 +94,8 @@ def test_tensors_do_what_pillow_does():
 
 def test_each_operation_alone_agrees_with_pillow():
     source = picture(seed=3)
-    plain = np.array([0, 0, 1, 1, 1, 0, 0, 1, 2, 3, 0, 0, 0], dtype=float)
-    for column, value in (
-        (FLIP, 1), (GRAY_BEFORE, 1), (BRIGHTNESS, 1.4), (CONTRAST, 0.6), (SATURATION, 1.4), (HUE, 0.1), (HUE, -0.4),
-        (GRAY_AFTER, 1), (SIGMA, 1.7), (SOLARIZE, 1),
-    ):  # fmt: skip
-        numbers = plain.copy()
+    for column, value in OPERATIONS:
+        numbers = unchanged_numbers()
         numbers[column] = value
         expected = to_unit_range(augment_pillow(source, numbers))
         found = augment_tensors(to_unit_range(source)[None], torch.from_numpy(numbers)[None].float())[0]
@@ -112,7 +109,7 @@ def test_a_batch_is_changed_picture_by_picture_each_in_its_own_order(additive):
     numbers = torch.from_numpy(drawn(recipe, 40)).float()
     pixels = 0.3 + 0.4 * torch.rand(40, 3, 6, 6, generator=torch.Generator().manual_seed(0))  # nothing is clipped
     before = pixels.clone()
-    plain = torch.tensor([0, 0, 1, 1, 1, 0, 0, 1, 2, 3, 0, 0, 0]).float()
+    plain = torch.from_numpy(unchanged_numbers()).float()
     expected = []
     for picture, own in zip(pixels, numbers, strict=True):
         operations = [FLIP, *(BRIGHTNESS + operation for operation in own[ORDER].int().tolist()), GRAY_AFTER]
@@ -128,10 +125,11 @@ def test_a_batch_is_changed_picture_by_picture_each_in_its_own_order(additive):
 def test_byols_colors_are_its_own():
     pixels = torch.full((1, 3, 4, 4), 0.2)
     pixels[:, 0] = 0.6
-    numbers = torch.tensor([[0, 0, 1.3, 1, 1, 0, 0, 1, 2, 3, 0, 0, 0]])
+    numbers = torch.from_numpy(unchanged_numbers())[None].float()
+    numbers[:, BRIGHTNESS] = 1.3
     torch.testing.assert_close(augment_tensors(pixels, numbers, additive=True), pixels + 0.3)
     torch.testing.assert_close(augment_tensors(pixels, numbers), pixels * 1.3)
-    numbers = torch.tensor([[0, 0, 1.0, 1.5, 1, 0, 0, 1, 2, 3, 0, 0, 0]])
+    numbers[:, BRIGHTNESS], numbers[:, CONTRAST] = 1.0, 1.5
     torch.testing.assert_close(augment_tensors(pixels, numbers, additive=True), pixels)  # around each channel's mean
 
 

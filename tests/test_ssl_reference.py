@@ -5,13 +5,15 @@ import copy
 import pytest
 import torch
 from ssl_helpers import BATCH, RECIPES, tiny_method, views_of
-from ssl_reference import Reference, adamw_step, lars_step, sgd_step, warm_cosine
+from ssl_reference import Reference, optimizer_step, warm_cosine
 
 from albef_hf.training.arguments import TrainingArguments
 from albef_hf.training.optimization import build_optimizer, learning_rate, scaled_rates
 from ssl_methods import METHODS
 
 STEPS = 20
+# The reference shuffles no keys.
+CHANGES = {"moco_v1": {"shuffle_keys": False}, "moco_v2": {"shuffle_keys": False}}
 
 
 @pytest.mark.parametrize("kind", ["resnet", "vit"])
@@ -22,21 +24,10 @@ def test_twenty_steps_equal_the_reference(name, kind):
         "warmup_epochs": 2.0, "warmup_every": 1, "schedule": "cosine_per_step", **RECIPES[name],
     }  # fmt: skip
     arguments = scaled_rates(TrainingArguments(**recipe), BATCH, steps_per_epoch=2)
-    method = tiny_method(name, kind, shuffle_keys=False) if name in ("moco_v1", "moco_v2") else tiny_method(name, kind)
-    method = method.double().train()
+    method = tiny_method(name, kind, **CHANGES.get(name, {})).double().train()
     optimizer = build_optimizer(method, arguments)
     mine = copy.deepcopy(method)
-    reference = Reference(
-        name,
-        mine.backbone,
-        mine.projector,
-        getattr(mine, "predictor", None),
-        temperature=getattr(mine, "temperature", None),
-        momentum=mine.momentum,
-        total=STEPS,
-        queue=mine.queue.features if hasattr(mine, "queue") else None,
-        weight=getattr(mine, "redundancy_weight", None),
-    )
+    reference = Reference(name, mine, STEPS)
     named = [(n, p) for n, p in mine.named_parameters() if p.requires_grad]
     buffers = {}
     for step in range(STEPS):
@@ -52,8 +43,7 @@ def test_twenty_steps_equal_the_reference(name, kind):
         for n, p in named:
             where = f"step {step}, {n}"
             torch.testing.assert_close(own[n].grad, p.grad, atol=1e-9, rtol=1e-7, msg=lambda t, w=where: f"{w}: {t}")
-        if hasattr(method, "enqueue"):
-            method.enqueue(output)
+        method.enqueue(output)
         reference.after_backward()
         rate = learning_rate(arguments, step, 2, STEPS)
         assert rate == pytest.approx(
@@ -62,13 +52,7 @@ def test_twenty_steps_equal_the_reference(name, kind):
         for group in optimizer.param_groups:
             group["lr"] = rate * group["rate_factor"]
         optimizer.step()
-        if recipe["optimizer"] == "sgd":
-            sgd_step(named, buffers, rate, 0.9, 0.01)
-        elif recipe["optimizer"] == "adamw":
-            adamw_step(named, buffers, rate, 0.1, step, vector_decay=True)
-        else:
-            ratio = recipe.get("bias_learning_rate", recipe["learning_rate"]) / recipe["learning_rate"]
-            lars_step(named, buffers, rate, rate * ratio, 0.9, 0.01, 0.001)
+        optimizer_step(recipe, named, buffers, rate, step)
         method.update_momentum(step, STEPS)
         reference.after_step()
     for n, p in named:
@@ -77,10 +61,7 @@ def test_twenty_steps_equal_the_reference(name, kind):
         atol = 1e-7 if n.endswith(("k_proj.bias", "backbone.layernorm.bias")) else 1e-9
         torch.testing.assert_close(own[n], p, atol=atol, rtol=1e-7, msg=lambda t, n=n: f"{n} {t}")
     if method.momentum_copy is not None:
-        if name in ("moco_v1", "moco_v2"):  # the move the next step would begin with
-            reference.move(method.momentum)
-        elif name == "moco_v3":
-            reference.move(reference.cosine(STEPS))
+        reference.move_copies()  # with which the next step would begin
         copies = [method.momentum_copy.backbone, method.momentum_copy.projector]
         for one, other in zip(copies, reference.copy, strict=True):
             for a, b in zip(one.parameters(), other.parameters(), strict=True):

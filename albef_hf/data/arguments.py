@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from .augmentation import AUGMENTATIONS, OPTIONS
+
 
 @dataclass
 class DataArguments:
@@ -45,11 +47,11 @@ class DataArguments:
     image_root: str | None = field(default=None, metadata={"help": "folder that relative picture paths start from"})
     augmentation: str = field(
         default="albef",
-        metadata={"help": "albef (published), crop, gentle or none; for image-only methods the name of a method"},
+        metadata={"help": f"one of {', '.join(AUGMENTATIONS)}; for image-only methods the name of a method"},
     )
     augmentation_options: dict[str, Any] = field(
         default_factory=dict,
-        metadata={"help": "scale, flip, operations, magnitude, colors; for image-only methods fields of ViewRecipe"},
+        metadata={"help": f"{', '.join(OPTIONS)}; for image-only methods fields of ViewRecipe"},
     )
     augmentation_device: str = field(
         default="tensors",

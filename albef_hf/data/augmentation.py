@@ -10,7 +10,20 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from .hints import current_names, nearest_hint
 
 Augmentation = Callable[[Image.Image, np.random.Generator], torch.Tensor]
-AUGMENTATIONS = ("albef", "crop", "gentle", "none")
+# Every option of an augmentation and its usual value, and what each augmentation has in place of it.
+OPTIONS: dict[str, Any] = {
+    "scale": (0.2, 1.0),  # smallest and largest share of the area; None: the whole picture instead of a crop
+    "flip": 0.5,  # probability
+    "operations": 0,  # how many of `random_operation`, each applied with probability 0.5
+    "magnitude": 7,  # of these operations
+    "colors": 0.0,  # strength of `random_colors`; 0: none
+}
+AUGMENTATIONS: dict[str, dict[str, Any]] = {
+    "albef": {"operations": 2},
+    "crop": {},
+    "gentle": {"scale": (0.6, 1.0)},
+    "none": {},
+}
 FORMER_OPTIONS = {"colours": "colors"}
 FILL = (128, 128, 128)
 GRAY_WEIGHTS = (0.299, 0.587, 0.114)  # ITU-R 601
@@ -113,27 +126,18 @@ def build_augmentation(
         name: `albef` (published: a crop of 0.2 .. 1 of the area, a flip, and two random operations, each applied with
             probability 0.5), `crop` (crop and flip), `gentle` (a small rotation on a white ground, a crop of 0.6 .. 1,
             a flip: for drawings), or `none` (the whole picture, resized to a square).
-        options: `scale` (smallest and largest share of the area; None: the whole picture instead of a crop), `flip`
-            (probability), `operations` (how many), `magnitude`, `colors` (strength of `random_colors`, 0 for none;
-            formerly `colours`).
+        options: values of `OPTIONS` in place of the augmentation's own; former names of options are still read.
 
     Raises:
         ValueError: an unknown name or option; names the nearest.
     """
     if name not in AUGMENTATIONS:
         raise ValueError(f"unknown augmentation {name!r}; {nearest_hint(name, AUGMENTATIONS)}")
-    defaults: dict[str, Any] = {
-        "scale": (0.6, 1.0) if name == "gentle" else (0.2, 1.0),
-        "flip": 0.5,
-        "operations": 2 if name == "albef" else 0,
-        "magnitude": 7,
-        "colors": 0.0,
-    }
     options = current_names(options, FORMER_OPTIONS, "augmentation_options")
     for key in options:
-        if key not in defaults:
-            raise ValueError(f"unknown augmentation_options {key!r}; {nearest_hint(key, defaults)}")
-    chosen = defaults | options
+        if key not in OPTIONS:
+            raise ValueError(f"unknown augmentation_options {key!r}; {nearest_hint(key, OPTIONS)}")
+    chosen = OPTIONS | AUGMENTATIONS[name] | options
     mean, std = torch.tensor(image_mean)[:, None, None], torch.tensor(image_std)[:, None, None]
 
     def augment(image: Image.Image, generator: np.random.Generator) -> torch.Tensor:

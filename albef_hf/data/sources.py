@@ -141,13 +141,14 @@ def _check_columns(dataset: str, wanted: Iterable[str], present: list[str]) -> N
 
 
 def _is_damaged(path: Path) -> bool:
+    """Whether a Parquet, tar or JSON file is cut or damaged. Of other forms only their reader can tell."""
     try:
         if path.suffix == ".parquet":
             pyarrow.parquet.read_metadata(path)
         elif path.suffix == ".tar":
             with tarfile.open(path) as archive:
                 archive.getmembers()
-        else:
+        elif path.suffix in (".json", ".jsonl"):
             text = path.read_text(encoding="utf-8")
             for part in text.splitlines() if path.suffix == ".jsonl" else [text]:
                 json.loads(part)
@@ -208,12 +209,14 @@ class CorpusStream:
 
 
 def _undecoded(table: datasets.Dataset) -> datasets.Dataset:
-    """The table with its pictures, and its lists of pictures, left as bytes or paths."""
+    """The table with its pictures, and its lists of pictures, left as bytes or paths, and with texts of one type."""
     for name, feature in table.features.items():
         if isinstance(feature, datasets.Image):
             table = table.cast_column(name, datasets.Image(decode=False))
         elif isinstance(feature, datasets.List) and isinstance(feature.feature, datasets.Image):
             table = table.cast_column(name, datasets.List(datasets.Image(decode=False)))
+        elif feature == datasets.Value("large_string"):  # as some readers have it
+            table = table.cast_column(name, datasets.Value("string"))
     return table
 
 

@@ -12,15 +12,14 @@ import yaml
 
 from ..data.arguments import DataArguments
 from ..data.hints import current_names, nearest_hint
+from ..reporting.card_facts import DESCRIPTIONS
 
 
 @dataclass
 class ModelArguments:
     """The model, and the weights it starts from."""
 
-    method: str = field(
-        default="albef", metadata={"help": "what to train: albef, moco_v1, moco_v2, moco_v3, byol or barlow_twins"}
-    )
+    method: str = field(default="albef", metadata={"help": f"what to train: {', '.join(DESCRIPTIONS)}"})
     method_options: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "arguments of an image-only method, e.g. {queue_size: 4096}"}
     )
