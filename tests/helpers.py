@@ -5,9 +5,11 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
@@ -119,6 +121,18 @@ def run_two_ranks(worker: Path, folder: Path) -> list[dict[str, torch.Tensor]]:
         printed, _ = process.communicate(timeout=240)
         assert process.returncode == 0, printed
     return [load_file(folder / f"rank{rank}.safetensors") for rank in range(2)]
+
+
+def built_once(tmp_path_factory, name: str, build: Callable[[Path], str]) -> tuple[Path, str]:
+    """A folder of this name, and what `build(folder)` returned when the first of all test processes called it."""
+    shared = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        shared = shared.parent  # of all workers of this session
+    folder, told = shared / name, shared / f"{name}.txt"
+    with FileLock(shared / f"{name}.lock"):
+        if not told.exists():
+            told.write_text(build(folder), encoding="utf-8")
+    return folder, told.read_text(encoding="utf-8")
 
 
 def to_double(batch: dict) -> dict:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import built_once
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel
 
@@ -56,8 +57,8 @@ def rows(folder, kind):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("moco") / "run"
-    return folder, run("moco_v2", folder, max_steps=6, save_every=3, evaluate_every=3)
+    steps = {"max_steps": 6, "save_every": 3, "evaluate_every": 3}
+    return built_once(tmp_path_factory, "finished_moco", lambda folder: run("moco_v2", folder, **steps))
 
 
 def test_a_run_leaves_a_folder_that_explains_itself(finished):
