@@ -17,7 +17,7 @@ def test_a_method_added_by_the_page_passes_every_test_of_a_method(repository):
     selected = "simsiam or described_and_cited or logged or logs or one_order or documented_tree"
     files = ("ssl_reference", "ssl_methods", "ssl_run", "names", "configs", "architecture")
     found, left = pass_in(repository, selected, *(f"test_{name}" for name in files))
-    assert found == 15
+    assert found >= 15
     (run,) = {path.resolve() for path in left.glob("*/straight")}
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert rows[0]["method"] == "simsiam" and rows[0]["chance"] == {"loss": 1.0}

@@ -176,7 +176,7 @@ def test_hub_data_sets_come_by_column_names(processor, tmp_path):
         task_named("vqa")
     with pytest.raises(ValueError, match="images: give two columns, or one that holds two, not .'left'."):
         VisualReasoning.load(str(tmp_path / "pairs"), columns=columns | {"images": ["left"]})
-    assert set(TASKS) == set(ROWS)
+    assert set(TASKS) >= set(ROWS)
 
 
 def change_field(field, value):
