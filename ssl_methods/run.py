@@ -76,6 +76,7 @@ class ImageRun(Run):
             seed=arguments.seed,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
+            accumulation=arguments.accumulation,
         )
         self.pictures = load_pictures(data_arguments, self.size, self.channels)
         name = data_arguments.evaluation_dataset or data_arguments.dataset

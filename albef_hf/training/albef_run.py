@@ -39,6 +39,7 @@ class AlbefRun(Run):
             seed=arguments.seed,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
+            accumulation=arguments.accumulation,
             fixed_length=model_arguments.gather_negatives,
         )
         self.retrieval = build_retrieval_data(data_arguments)

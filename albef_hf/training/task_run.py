@@ -105,6 +105,7 @@ class TaskRun(Run):
             seed=arguments.seed,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
+            accumulation=arguments.accumulation,
             weights=weights,
         )
 
@@ -118,7 +119,7 @@ class TaskRun(Run):
         self.tests = {name: rows(changes, name, chooses=False) for name, changes in task_arguments.tests.items()}
         self.evaluation_name = "" if self.validation is None else "validation"
         folder = Path(arguments.output_dir)
-        resumed = arguments.resume and latest_checkpoint(folder / "checkpoints") is not None
+        resumed = bool(arguments.resume) and latest_checkpoint(folder / "checkpoints") is not None
         metric, known = task_arguments.chosen_by or self.task.metric, self.task.metric_names()
         if metric not in known:
             raise ValueError(f"chosen_by {metric!r}: {nearest_hint(metric, known)}")
