@@ -312,10 +312,10 @@ class RejectionLog:
         kept = [entry for entry in read_lines(path) if entry.get("step", 0) <= step] if step else []
         if path.exists():
             write_lines(path, kept)
-        self.step, self.rejected, self.seen = step, len(kept), seen
+        self.rejected, self.seen = len(kept), seen
 
-    def add(self, rejected: list[dict[str, Any]], seen: int) -> None:
-        """Note the rejected among the next `seen` samples, which belong to the step after `self.step`.
+    def add(self, rejected: list[dict[str, Any]], seen: int, step: int = 0) -> None:
+        """Note the rejected among the next `seen` samples, which belong to optimizer step `step`, from 1.
 
         Raises:
             ValueError: more than `max_fraction` of the samples so far could not be used.
@@ -324,7 +324,7 @@ class RejectionLog:
         self.rejected += len(rejected)
         if rejected:
             with self.path.open("a", encoding="utf-8") as handle:
-                handle.write("".join(json.dumps({**entry, "step": self.step + 1}) + "\n" for entry in rejected))
+                handle.write("".join(json.dumps({**entry, "step": step}) + "\n" for entry in rejected))
         if self.seen >= self.after and self.rejected > self.max_fraction * self.seen:
             raise ValueError(
                 f"{self.rejected} of {self.seen} samples cannot be used, more than max_rejected_fraction = "

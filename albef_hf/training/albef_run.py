@@ -11,7 +11,7 @@ from ..data.loading import build_training_data
 from ..data.retrieval import build_retrieval_data
 from ..evaluation.retrieval import RetrievalResult, check_candidates, evaluate_retrieval
 from ..reporting.curves import plot_curves
-from ..reporting.log import append_row
+from ..reporting.log import put_evaluation
 from ..reporting.model_card import write_model_card
 from ..reporting.report import write_report
 from .arguments import ModelArguments, TrainingArguments
@@ -78,7 +78,7 @@ class AlbefRun(Run):
             (folder / "evaluations").mkdir(exist_ok=True)
             (folder / "evaluations" / f"step-{step:08d}.json").write_text(result.to_json())
             row = {"kind": "evaluation", "step": step, "name": self.evaluation_name, "metrics": result.metrics}
-            append_row(folder / "log.jsonl", row)
+            put_evaluation(folder / "log.jsonl", row)
             for name, value in result.metrics.items():
                 print(f"{name:32} {100 * value:6.2f} %   chance {100 * result.chance.get(name, float('nan')):5.2f} %")
         plot_curves(folder / "log.jsonl", folder / "curves.png")

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ..data.batches import TrainingData
@@ -29,54 +29,58 @@ class Position:
 
     Args:
         length: of the run.
-        batch: samples of a micro-batch over all ranks. accumulation: micro-batches of a step.
-        rows: samples of an epoch. used: of them by full global batches.
+        batching: samples of a rank's micro-batch, micro-batches of a step, ranks.
+        rows: samples of an epoch. used: of them in batches, where an epoch is not begun within.
 
     Attributes:
         step: optimizer steps made, skipped ones included.
-        epoch: its number, from 0. sample: how many of its samples are used.
-        origin: the sample from which the batches of this epoch are counted; 0 unless the batch changed within it.
-        shift: what to add to `step` for the step of the schedules; 0 unless the batch changed.
+        shift: what to add to `step` for the step of the schedules; 0 unless the global batch changed.
+        base: a step, and the epoch and sample that followed it; `origin`: the sample from which the batches of that
+            epoch are counted, 0 unless the global batch changed within it.
     """
 
     length: Length
-    batch: int
-    accumulation: int
+    batching: tuple[int, int, int]
     rows: int
     used: int
     step: int = 0
-    epoch: int = 0
-    sample: int = 0
-    origin: int = 0
     shift: int = 0
-    ranks: int = field(default=1)
+    base: tuple[int, int, int] = (0, 0, 0)
+    origin: int = 0
 
-    @property
-    def scheduled(self) -> int:
-        """The step of the schedules."""
-        return self.step + self.shift
-
-    @property
-    def first_batch(self) -> int:
-        """The number of the next micro-batch of a rank, as in `TrainingData.batches`."""
-        per_epoch = self.used // self.batch
-        return self.epoch * per_epoch + (self.sample - self.origin) // self.batch
-
-    def advance(self) -> None:
-        """Make a step."""
-        size = self.batch * self.accumulation
+    def _now(self) -> tuple[int, int, int]:
+        """Epoch, samples of it that are used, and the sample its batches are counted from."""
+        step, epoch, sample = self.base
+        sample += (self.step - step) * math.prod(self.batching)
+        size = math.prod(self.batching)
         end = self.origin + (self.rows - self.origin) // size * size if self.origin else self.used
-        self.step += 1
-        self.sample += size
-        if self.sample >= end:
-            self.epoch, self.sample, self.origin = self.epoch + 1, self.sample - end, 0
+        if sample < end:
+            return epoch, sample, self.origin
+        more, sample = divmod(sample - end, self.used)
+        return epoch + 1 + more, sample, 0
+
+    def rebase(self) -> None:
+        """Keep the place in the data when the step is changed next."""
+        epoch, sample, self.origin = self._now()
+        self.base = (self.step, epoch, sample)
+
+    def next_batch(self) -> tuple[int, int]:
+        """The number of the next micro-batch of a rank and the origin, as `TrainingData.batches` takes them."""
+        epoch, sample, origin = self._now()
+        batch = self.batching[0] * self.batching[2]
+        return epoch * (self.used // batch) + (sample - origin) // batch, origin
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs, as JSON."""
+        epoch, sample, origin = self._now()
         return {
-            "epoch": self.epoch, "sample": self.sample, "origin": self.origin, "shift": self.shift,
-            "batch": [self.batch, self.accumulation, self.ranks], "steps_per_epoch": self.length.steps_per_epoch,
-        }  # fmt: skip
+            "epoch": epoch,
+            "sample": sample,
+            "origin": origin,
+            "shift": self.shift,
+            "batching": list(self.batching),
+            "steps_per_epoch": self.length.steps_per_epoch,
+        }
 
     def load(self, step: int, state: Mapping[str, Any], max_steps: int) -> None:
         """Go on from what `state` returned, or from a step alone.
@@ -85,19 +89,16 @@ class Position:
             max_steps: the length of the run if it is given in steps: the schedules then count steps; 0: epochs.
         """
         self.step = step
-        if not state:  # of a version that counted micro-batches
-            self.epoch, batches = divmod(step * self.accumulation, self.used // self.batch)
-            self.sample = batches * self.batch
+        if not state:  # a checkpoint of a version that counted batches
             return
-        self.epoch, self.sample, self.origin, self.shift = (
-            state[name] for name in ("epoch", "sample", "origin", "shift")
-        )
-        if state["batch"] == [self.batch, self.accumulation, self.ranks]:
-            return
-        if state["batch"][0] * state["batch"][1] != self.batch * self.accumulation:
+        epoch, sample = state["epoch"], state["sample"]
+        self.shift, self.origin = state["shift"], state["origin"]
+        size = math.prod(self.batching)
+        if math.prod(state["batching"]) != size:
             if not max_steps:
                 epochs = (step + self.shift) / state["steps_per_epoch"]
                 self.shift = math.ceil(epochs * self.length.steps_per_epoch) - step
-            self.origin = self.sample
-        if self.rows - self.sample < self.batch * self.accumulation:
-            self.epoch, self.sample, self.origin = self.epoch + 1, 0, 0
+            self.origin = sample
+            if self.rows - sample < size:
+                epoch, sample, self.origin = epoch + 1, 0, 0
+        self.base = (step, epoch, sample)

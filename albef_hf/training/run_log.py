@@ -90,7 +90,7 @@ class TrainingLog:
     def write_means(
         self, position: Position, sums: dict[str, torch.Tensor], output: Any, scheduled: Mapping[str, float]
     ) -> dict[str, float]:
-        """Write the means of the sums since the last row, and clear them. This reads from the device once.
+        """Write the means of the sums since the last row. This reads from the device once.
 
         Args:
             sums: of losses and metrics over micro-batches, of `gradient_norm`, `skipped_steps` and `spikes` over
@@ -99,10 +99,10 @@ class TrainingLog:
 
         Returns: the values of the row.
         """
-        step = position.step
+        step, scheduled_step = position.step, position.step + position.shift
         steps = step - self.row
         micro_batches = steps * self.arguments.accumulation
-        sums |= {name: value.float() * micro_batches for name, value in self.method.health(output).items()}
+        sums = sums | {name: value.float() * micro_batches for name, value in self.method.health(output).items()}
         means = self.accelerator.reduce(torch.stack(list(sums.values())), "mean") / micro_batches
         values = dict(zip(sums, means.tolist(), strict=True))
         values["gradient_norm"] *= self.arguments.accumulation
@@ -110,12 +110,11 @@ class TrainingLog:
         values |= counts
         worst = values.pop("worst")
         seconds = time.monotonic() - self.since
-        sums.clear()
         self.row, self.since = step, time.monotonic()
         self.bar.set_postfix(loss=f"{values['loss']:.3f}")
         self._track(values, step)
-        row = {"kind": "train", "step": step, "epoch": position.scheduled / self.length.steps_per_epoch}
-        momentum = self.method.momentum_at(position.scheduled - 1, self.length.total_steps)
+        row = {"kind": "train", "step": step, "epoch": scheduled_step / self.length.steps_per_epoch}
+        momentum = self.method.momentum_at(scheduled_step - 1, self.length.total_steps)
         row |= {**values, **scheduled} | ({} if momentum is None else {"momentum": momentum})
         samples = micro_batches * self.data.batch_size * self.accelerator.num_processes
         row |= {"samples_per_second": samples / seconds, "seconds": time.monotonic() - self.started}

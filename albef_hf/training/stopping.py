@@ -44,6 +44,8 @@ class StopSignal:
         if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.asked = self.asked or number
+        if self.group is None:
+            self.agreed = self.asked
         if self.at_once:
             raise SystemExit(self.status)
 
@@ -59,11 +61,8 @@ class StopSignal:
     def agree(self) -> None:
         """Called by all ranks after each step. What a rank was asked during a step, all know after the next one.
 
-        This waits for no device: the flags travel beside the next step.
+        This waits for no device: the flags travel beside the next step. A process alone agrees with itself at once.
         """
-        if self.group is None:
-            self.agreed = self.asked
-            return
         if self.said is not None:
             flag, exchange = self.said
             exchange.wait()

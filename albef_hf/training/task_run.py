@@ -18,7 +18,7 @@ from ..data.arguments import DataArguments
 from ..data.hints import nearest_hint
 from ..evaluation.mode import evaluation_mode
 from ..evaluation.protocols import retrieval_protocol
-from ..reporting.log import append_row
+from ..reporting.log import put_evaluation
 from ..reporting.model_card import write_model_card
 from ..tasks import TASKS, task_named
 from ..tasks.batches import build_task_data
@@ -154,7 +154,7 @@ class TaskRun(Run):
             metrics = self.evaluate(method)
             if main:
                 row = {"kind": "evaluation", "step": step, "name": self.evaluation_name, "metrics": metrics}
-                append_row(folder / "log.jsonl", row)
+                put_evaluation(folder / "log.jsonl", row)
             self.evaluated(method, step, metrics)
         assert self.chosen.best is not None
         results: dict[str, dict[str, TaskResult]] = {}
