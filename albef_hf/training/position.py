@@ -59,10 +59,10 @@ class Position:
         more, sample = divmod(sample - end, self.used)
         return epoch + 1 + more, sample, 0
 
-    def rebase(self) -> None:
-        """Keep the place in the data when the step is changed next."""
+    def go_back(self, step: int) -> None:
+        """Go back to an earlier step, but not in the data."""
         epoch, sample, self.origin = self._now()
-        self.base = (self.step, epoch, sample)
+        self.step, self.base = step, (step, epoch, sample)
 
     def next_batch(self) -> tuple[int, int]:
         """The number of the next micro-batch of a rank and the origin, as `TrainingData.batches` takes them."""

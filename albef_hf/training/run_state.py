@@ -152,8 +152,9 @@ class RunState:
             )
             raise ValueError(f"{reason}, and {why}; lower the learning rate or look at the samples, and resume")
         self.fell_back_before = step
-        self.position.rebase()
-        self.load(checkpoint, check_checkpoint(checkpoint))
+        progress = check_checkpoint(checkpoint)
+        self.position.go_back(progress["step"])
+        self.load(checkpoint, progress)
         self.log.go_back(self.position.step)
         self.guard.sums.clear()
         self.log.warn(self.position.step, f"{reason}: back to {checkpoint.name}, with other samples")
