@@ -156,5 +156,6 @@ class RunState:
         self.position.go_back(progress["step"])
         self.load(checkpoint, progress)
         self.log.go_back(self.position.step)
+        self.guard.in_row = self.guard.in_row * 0
         self.guard.sums.clear()
         self.log.warn(self.position.step, f"{reason}: back to {checkpoint.name}, with other samples")
