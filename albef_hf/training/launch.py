@@ -104,7 +104,7 @@ def launch(
             )
             with stop.stopping_at_once():
                 run.finish(method, folder, length.total_steps)
-        with attempt(f"closing {arguments.report_to}", folder):
+        with attempt(f"closing {arguments.report_to}", folder, length.total_steps):
             accelerator.end_training()
 
 
@@ -132,12 +132,13 @@ def _show(run: Run, folder: Path, accelerator: Accelerator) -> None:
 
 
 @contextmanager
-def attempt(what: str, folder: Path) -> Iterator[None]:
+def attempt(what: str, folder: Path, step: int = 0) -> Iterator[None]:
     """A context for what follows the last checkpoint. If it fails, that costs a warning: printed, and in the log.
 
     Args:
         what: is done, for the warning.
         folder: of the run.
+        step: of the row.
     """
     try:
         yield
@@ -148,4 +149,4 @@ def attempt(what: str, folder: Path) -> Iterator[None]:
         )
         print(f"warning: {text}")
         with contextlib.suppress(OSError):
-            append_row(folder / "log.jsonl", {"kind": "warning", "text": text})
+            append_row(folder / "log.jsonl", {"kind": "warning", "step": step, "text": text})

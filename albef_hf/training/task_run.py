@@ -30,7 +30,7 @@ from .best_weights import Chosen
 from .checkpoints import latest_checkpoint
 from .dry_run import draw_first_batch
 from .initialization import build_task_model, load_trained_model
-from .launch import Run, launch
+from .launch import Run, attempt, launch
 from .task_arguments import TaskArguments, check_task_data, load_evaluation_rows, load_training_parts
 
 CHOSEN, LAST = "chosen", "last"
@@ -170,8 +170,9 @@ class TaskRun(Run):
             return
         save_results(folder, self.task, self.chosen.best, results, step)
         tables = {name: by_weights[CHOSEN] for name, by_weights in results.items()}
-        write_model_card(folder, folder / "model", task=self.task.card(tables))
-        print(f"report: {write_task_report(folder, self.task, chosen, results, self.tests)}")
+        with attempt("the report", folder, step):
+            write_model_card(folder, folder / "model", task=self.task.card(tables))
+            print(f"report: {write_task_report(folder, self.task, chosen, results, self.tests)}")
 
 
 def save_results(
