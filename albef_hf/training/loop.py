@@ -21,6 +21,7 @@ from ..data.batches import TrainingData
 from ..momentum import MomentumCopy
 from ..trainable import Trainable
 from .arguments import TrainingArguments
+from .run_log import device_name as device_name
 from .run_state import RunState
 from .stopping import StopSignal
 
