@@ -17,10 +17,11 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
 
 
 def put_evaluation(path: Path, row: dict[str, Any]) -> None:
-    """Add the row of an evaluation to a log, in place of one of the same data after the same step."""
+    """Add the row of an evaluation to a log, in place of one of the same metrics and data after the same step."""
 
     def same(other: dict[str, Any]) -> bool:
-        return all(other.get(key) == row[key] for key in ("kind", "step", "name"))
+        alike = all(other.get(key) == row[key] for key in ("kind", "step", "name"))
+        return alike and other["metrics"].keys() == row["metrics"].keys()
 
     write_lines(path, [other for other in read_lines(path) if not same(other)] + [row])
 
