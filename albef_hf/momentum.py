@@ -24,9 +24,13 @@ class MomentumCopy(nn.Module):
         online: the modules to follow, by name.
 
     Buffer: `updates` (1,): how often the copies have moved; 0: they are equal to their originals.
+
+    Attributes:
+        kept: 0-d bool tensor that the training loop sets: False makes `update` change nothing. It stays on the device.
     """
 
     updates: torch.Tensor
+    kept: torch.Tensor | None = None
 
     def __init__(self, online: Mapping[str, nn.Module]) -> None:
         super().__init__()
@@ -56,8 +60,14 @@ class MomentumCopy(nn.Module):
     def update(self, online: Mapping[str, nn.Module], momentum: float) -> None:
         """copy = momentum * copy + (1 - momentum) * online, for all parameters in one call."""
         copies, originals = self.pairs(online)
-        torch._foreach_lerp_(copies, originals, 1.0 - momentum)
-        self.updates.add_(1)
+        if self.kept is None:
+            torch._foreach_lerp_(copies, originals, 1.0 - momentum)
+            self.updates.add_(1)
+        else:
+            share = self.kept.double() * (1.0 - momentum)
+            shares = {kind: share.to(kind) for kind in {copied.dtype for copied in copies}}
+            torch._foreach_lerp_(copies, originals, [shares[copied.dtype] for copied in copies])
+            self.updates.add_(self.kept)
 
     @torch.no_grad()
     def reset(self, online: Mapping[str, nn.Module]) -> None:

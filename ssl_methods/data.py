@@ -107,6 +107,7 @@ def build_two_view_data(
     seed: int,
     rank: int = 0,
     world_size: int = 1,
+    accumulation: int = 1,
 ) -> TrainingData:
     """Training batches of an image-only method, as configured.
 
@@ -125,4 +126,5 @@ def build_two_view_data(
         TwoViewCollator(recipes, mean, std, pillow),
         (batch_size, seed, rank, world_size),
         captions=False,
+        accumulation=accumulation,
     )

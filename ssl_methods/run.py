@@ -16,7 +16,7 @@ from albef_hf.data.sources import check_keys
 from albef_hf.evaluation.probes import KNN_PROTOCOLS, knn_accuracy, logistic_regression
 from albef_hf.reporting.curves import plot_curves
 from albef_hf.reporting.html import picture_section, table_section
-from albef_hf.reporting.log import append_row
+from albef_hf.reporting.log import put_evaluation
 from albef_hf.reporting.model_card import write_model_card
 from albef_hf.reporting.report import write_report
 from albef_hf.training.arguments import ModelArguments, TrainingArguments
@@ -76,6 +76,7 @@ class ImageRun(Run):
             seed=arguments.seed,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
+            accumulation=arguments.accumulation,
         )
         self.pictures = load_pictures(data_arguments, self.size, self.channels)
         name = data_arguments.evaluation_dataset or data_arguments.dataset
@@ -155,7 +156,7 @@ class ImageRun(Run):
         regression = logistic_regression(features[0], train, features[1], test)
         metrics = self._neighbors(features) | {"logistic_regression": regression["accuracy"]}
         row = {"kind": "evaluation", "step": step, "name": self.evaluation_name, "metrics": metrics}
-        append_row(folder / "log.jsonl", row)
+        put_evaluation(folder / "log.jsonl", row)
         for name, value in metrics.items():
             print(f"{name:32} {100 * value:6.2f} %")
         return metrics

@@ -32,7 +32,7 @@ ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 FIELDS = {field.name for group in TASK_GROUPS for field in dataclasses.fields(group)}
 # What is logged and has no curve: what orders the rows, what follows from another curve, what is a count.
-NOT_DRAWN = {"kind", "step", "epoch", "seconds", "skipped_steps", "alpha", "alignment"}
+NOT_DRAWN = {"kind", "step", "epoch", "seconds", "skipped_steps", "spikes", "alpha", "alignment"}
 
 
 # -- what the loop logs -----------------------------------------------------------------------------------------------

@@ -384,3 +384,20 @@ def test_a_step_without_finite_gradients_changes_nothing_and_is_counted(tmp_path
 def test_a_run_of_such_steps_ends_with_an_error(tmp_path):
     with pytest.raises(ValueError, match="no step of the last 3 before step 6 had finite gradients"):
         trained(tmp_path, {3, 4, 5})
+
+
+@pytest.mark.parametrize("broken", ["write_report", "evaluate_retrieval"])
+def test_what_fails_after_training_costs_a_warning_and_is_made_again(tmp_path, capsys, monkeypatch, broken):
+    flags = ("--max_steps", "2", "--rerank", "0")
+    with monkeypatch.context() as patch:
+        patch.setattr(f"albef_hf.training.albef_run.{broken}", lambda *_, **__: (_ for _ in ()).throw(OSError("full")))
+        run_here(tmp_path, *flags)
+    assert "failed: OSError: full. The trained weights are saved; --resume" in capsys.readouterr().out
+    run = tmp_path / "run"
+    assert AlbefForPreTraining.from_pretrained(run / "model").config.projection_dim == 16
+    run_here(tmp_path, *flags, "--resume")
+    assert "failed" not in capsys.readouterr().out and (run / "report.html").exists()
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [row["kind"] for row in rows].count("evaluation") == 1
+    with pytest.raises(ValueError, match="holds a run already"):
+        run_here(tmp_path, *flags)

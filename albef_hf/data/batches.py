@@ -5,7 +5,9 @@ So a run resumes from the number of its next batch, and the numbers of ranks and
 """
 
 import json
+import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from .augmentation import Augmentation
 from .corpora import Corpora, random_generator
 from .hashing import stable_id
 from .images import BadImage, decode_image
+from .lines import read_lines, write_lines
 
 ATTEMPTS = 20
 
@@ -199,18 +202,40 @@ class PretrainingCollator(Collator):
         }
 
 
+# Signals that ask a run to stop.
+STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
+
+
+@contextmanager
+def signals_blocked() -> Iterator[None]:
+    """Processes started in this context never get `STOP_SIGNALS`; this process gets them when the context ends."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class TrainingData:
     """An endless sequence of batches. Batch i of a rank depends on (seed, i, rank, number of ranks) only.
 
+    An optimizer step takes `batch_size` samples for each rank and micro-batch: the *global batch*. It never crosses
+    the end of an epoch, so 16 samples are the same samples on one rank, on two, and as two micro-batches of 8.
+
     Args:
+        batch_size: samples of a rank's micro-batch.
         rows: samples in an epoch, over all ranks; the size of the corpus where left out.
+        accumulation: micro-batches of an optimizer step.
 
     Attributes:
         rows: as above.
-        steps_per_epoch: batches that a rank draws in an epoch. Rows that do not fill a batch are dropped.
+        steps_per_epoch: batches that a rank draws in an epoch. Rows that do not fill a global batch are dropped.
 
     Raises:
-        ValueError: an epoch does not fill one batch.
+        ValueError: an epoch does not fill one global batch.
     """
 
     def __init__(
@@ -223,43 +248,53 @@ class TrainingData:
         world_size: int = 1,
         workers: int = 0,
         rows: int | None = None,
+        accumulation: int = 1,
     ) -> None:
-        self.samples, self.collate, self.batch_size = samples, collate, batch_size
+        self.samples, self.collate, self.batch_size, self.accumulation = samples, collate, batch_size, accumulation
         self.seed, self.rank, self.world_size, self.workers = seed, rank, world_size, workers
         self.rows = len(samples) if rows is None else rows
-        self.steps_per_epoch = self.rows // (batch_size * world_size)
+        self.steps_per_epoch = self.rows // (batch_size * world_size * accumulation) * accumulation
         if self.steps_per_epoch == 0:
+            accumulated = f", {accumulation} of them accumulated," if accumulation > 1 else ""
             raise ValueError(
-                f"a batch of {batch_size} on {world_size} ranks is larger than the corpus of {self.rows} rows"
+                f"a batch of {batch_size} on {world_size} ranks{accumulated} is larger than the corpus of "
+                f"{self.rows} rows"
             )
 
-    def keys(self, start: int) -> Iterator[list[SampleKey]]:
-        """The keys of batch `start` and of all later batches."""
-        index, order, ordered_epoch = start, np.empty(0, dtype=np.int64), -1
+    def keys(self, start: int, skipped: int = 0) -> Iterator[list[SampleKey]]:
+        """The keys of batch `start` and of all later batches. skipped: see `batches`."""
+        epoch, step = divmod(start, self.steps_per_epoch)
+        size = self.batch_size * self.world_size
         while True:
-            epoch, step = divmod(index, self.steps_per_epoch)
-            if epoch != ordered_epoch:
-                assert self.samples.corpus is not None
-                order, ordered_epoch = self.samples.corpus.order(self.seed, epoch), epoch
-            first = (step * self.world_size + self.rank) * self.batch_size
-            yield [SampleKey(int(order[p]), epoch, p) for p in range(first, first + self.batch_size)]
-            index += 1
+            assert self.samples.corpus is not None
+            order = self.samples.corpus.order(self.seed, epoch)
+            last = skipped + (self.rows - skipped) // (size * self.accumulation) * (size * self.accumulation)
+            for first in range(skipped + step * size, last, size):
+                mine = first + self.rank * self.batch_size
+                yield [SampleKey(int(order[p]), epoch, p) for p in range(mine, mine + self.batch_size)]
+            epoch, step, skipped = epoch + 1, 0, 0
 
     def to_device(self, batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
         """A batch without `rejected`, on a device, as the arguments of `forward`."""
         return self.collate.to_device(batch, device)
 
-    def batches(self, start: int = 0) -> Iterator[dict[str, Any]]:
-        """Batch `start` and all later batches."""
-        return iter(
-            DataLoader(
-                self.samples,
-                batch_sampler=self.keys(start),
-                collate_fn=self.collate,
-                num_workers=self.workers,
-                pin_memory=torch.cuda.is_available(),
-            )
+    def batches(self, start: int = 0, skipped: int = 0) -> Iterator[dict[str, Any]]:
+        """Batch `start` and all later batches.
+
+        Args:
+            skipped: samples, over all ranks, to leave out at the beginning of the epoch of batch `start`, from where
+                its batches are then counted: for a run that goes on within an epoch with another batch size.
+        """
+        keys = self.keys(start, skipped) if skipped else self.keys(start)
+        loader = DataLoader(
+            self.samples,
+            batch_sampler=keys,
+            collate_fn=self.collate,
+            num_workers=self.workers,
+            pin_memory=torch.cuda.is_available(),
         )
+        with signals_blocked():  # the workers start here: a signal is for the training process alone
+            return iter(loader)
 
 
 class RejectionLog:
@@ -268,14 +303,19 @@ class RejectionLog:
     Args:
         max_fraction: the largest share of unusable samples that a run may have.
         after: the share is checked from this many samples on.
+        step: the step that the run goes on from. Samples listed after it are listed again when they come again.
+        seen: samples of this rank up to that step.
     """
 
-    def __init__(self, path: Path, max_fraction: float, after: int = 1000) -> None:
+    def __init__(self, path: Path, max_fraction: float, after: int = 1000, step: int = 0, seen: int = 0) -> None:
         self.path, self.max_fraction, self.after = path, max_fraction, after
-        self.rejected = self.seen = 0
+        kept = [entry for entry in read_lines(path) if entry.get("step", 0) <= step] if step else []
+        if path.exists():
+            write_lines(path, kept)
+        self.rejected, self.seen = len(kept), seen
 
-    def add(self, rejected: list[dict[str, Any]], seen: int) -> None:
-        """Note the rejected among the next `seen` samples.
+    def add(self, rejected: list[dict[str, Any]], seen: int, step: int = 0) -> None:
+        """Note the rejected among the next `seen` samples, which belong to optimizer step `step`, from 1.
 
         Raises:
             ValueError: more than `max_fraction` of the samples so far could not be used.
@@ -284,7 +324,7 @@ class RejectionLog:
         self.rejected += len(rejected)
         if rejected:
             with self.path.open("a", encoding="utf-8") as handle:
-                handle.writelines(json.dumps(entry) + "\n" for entry in rejected)
+                handle.write("".join(json.dumps({**entry, "step": step}) + "\n" for entry in rejected))
         if self.seen >= self.after and self.rejected > self.max_fraction * self.seen:
             raise ValueError(
                 f"{self.rejected} of {self.seen} samples cannot be used, more than max_rejected_fraction = "

@@ -1,6 +1,7 @@
 """Training batches from the configured data sets."""
 
 from collections.abc import Callable
+from typing import Any
 
 from ..processing_albef import AlbefProcessor
 from .arguments import DataArguments
@@ -20,10 +21,12 @@ def build_training_data(
     rank: int = 0,
     world_size: int = 1,
     fixed_length: bool = False,
+    accumulation: int = 1,
 ) -> TrainingData:
     """Training batches for the pre-training of ALBEF, as configured.
 
     fixed_length: pad every text to the maximum length, so that all ranks have equal shapes.
+    accumulation: micro-batches of an optimizer step.
     """
     augment = build_augmentation(
         arguments.augmentation,
@@ -37,6 +40,7 @@ def build_training_data(
         lambda corpus: PretrainingSamples(corpus, processor, augment, arguments, seed),
         PretrainingCollator(processor, arguments, fixed_length),
         (batch_size, seed, rank, world_size),
+        accumulation=accumulation,
     )
 
 
@@ -46,6 +50,7 @@ def assemble(
     collate: Collator,
     batching: tuple[int, int, int, int],
     captions: bool = True,
+    accumulation: int = 1,
 ) -> TrainingData:
     """Training batches from the configured data sets: the one of `dataset`, or those of `mixture`.
 
@@ -53,6 +58,7 @@ def assemble(
         samples: makes the samples of a corpus, or of a stream where the corpus is None.
         batching: batch size per rank, seed, rank, number of ranks.
         captions: whether rows need captions.
+        accumulation: micro-batches of an optimizer step.
 
     Raises:
         ValueError: a wrong entry of `mixture`, or streaming without `streaming_rows`; and as `load_corpus`.
@@ -61,6 +67,7 @@ def assemble(
     entries = arguments.mixture or [{**alone, "options": arguments.dataset_options}]
     for entry in entries:
         check_keys(entry, (*CORPUS_KEYS, "weight"), "mixture", needed=("dataset",))
+    loading: dict[str, Any] = {"workers": arguments.workers, "accumulation": accumulation}
     weighted = ["weight" in entry for entry in entries]
     if any(weighted) and not all(weighted):
         raise ValueError("mixture: give every data set a weight, or none")
@@ -76,7 +83,5 @@ def assemble(
             raise ValueError("streaming needs streaming_rows, the samples in an epoch: a stream has no length")
         shares = weights or [1.0] * len(loaded)
         window, rows = arguments.streaming_window, arguments.streaming_rows
-        return StreamedTrainingData(
-            loaded, shares, window, samples(None), collate, *batching, workers=arguments.workers, rows=rows
-        )
-    return TrainingData(samples(Corpora(loaded, names, weights)), collate, *batching, workers=arguments.workers)
+        return StreamedTrainingData(loaded, shares, window, samples(None), collate, *batching, rows=rows, **loading)
+    return TrainingData(samples(Corpora(loaded, names, weights)), collate, *batching, **loading)

@@ -49,8 +49,14 @@ class StreamedTrainingData(TrainingData):
         while True:
             yield next(parts[int(chooser.choice(len(parts), p=self.shares)) if len(parts) > 1 else 0])
 
-    def keys(self, start: int) -> Iterator[list[SampleKey]]:
-        """The keys of batch `start` and of all later batches. They hold the rows, with undecoded pictures."""
+    def keys(self, start: int, skipped: int = 0) -> Iterator[list[SampleKey]]:
+        """The keys of batch `start` and of all later batches. They hold the rows, with undecoded pictures.
+
+        Raises:
+            ValueError: samples are to be left out at the beginning.
+        """
+        if skipped:
+            raise ValueError("a stream cannot go on within an epoch with another batch size or number of ranks")
         epoch, step = divmod(start, self.steps_per_epoch)
         while True:
             rows = self._rows(epoch)

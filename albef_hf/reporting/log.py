@@ -8,11 +8,22 @@ from typing import Any
 
 import numpy as np
 
+from ..data.lines import append_line, read_lines, write_lines
+
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
     """Add a row to a log of JSON lines."""
-    with path.open("a", encoding="utf-8") as handle:
-        handle.write(json.dumps(row) + "\n")
+    append_line(path, row)
+
+
+def put_evaluation(path: Path, row: dict[str, Any]) -> None:
+    """Add the row of an evaluation to a log, in place of one of the same metrics and data after the same step."""
+
+    def same(other: dict[str, Any]) -> bool:
+        alike = all(other.get(key) == row[key] for key in ("kind", "step", "name"))
+        return alike and other["metrics"].keys() == row["metrics"].keys()
+
+    write_lines(path, [other for other in read_lines(path) if not same(other)] + [row])
 
 
 class LogWriter:
@@ -25,11 +36,12 @@ class LogWriter:
 
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
-        kept = []
-        if step and path.exists():
-            rows = [line for line in path.read_text(encoding="utf-8").splitlines() if line]
-            kept = [row for row in rows if json.loads(row).get("step", 0) <= step]
-        path.write_text("".join(f"{row}\n" for row in kept), encoding="utf-8")
+        self.kept = [row for row in read_lines(path) if row.get("step", 0) <= step] if step else []
+        write_lines(path, self.kept)
+
+    def has(self, kind: str, step: int) -> bool:
+        """Whether the log held a row of this kind and step when the run started."""
+        return any(row.get("kind") == kind and row.get("step") == step for row in self.kept)
 
     def write(self, row: dict[str, Any]) -> None:
         append_row(self.path, row)
@@ -84,17 +96,10 @@ def read_log(path: Path | str) -> RunLog:
     Raises:
         ValueError: a line before the last is not JSON; names the file and the line.
     """
+    if not Path(path).exists():
+        raise FileNotFoundError(path)
     log = RunLog()
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            if number == len(lines):
-                break
-            raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
+    for row in read_lines(Path(path)):
         kind = row.get("kind")
         if kind == "run":
             log.run = row

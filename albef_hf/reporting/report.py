@@ -3,7 +3,6 @@
 Pictures are inside the file, there is no script, and text from data or configuration is escaped.
 """
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from html import escape
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..data.lines import read_lines
 from ..data.retrieval import RetrievalData
 from ..evaluation.recall import CUTOFFS, NO_RIGHT_ANSWER
 from ..evaluation.retrieval import RERANKED, RetrievalResult
@@ -213,7 +213,7 @@ def _rejected(folder: Path) -> str:
     path = folder / "rejected.jsonl"
     if not path.exists():
         return ""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    rows = read_lines(path)
     if not rows:
         return "<section>\n<h2>Rejected samples</h2>\n<p>None: every sample could be used.</p>\n</section>"
     reasons = Counter((str(row.get("source", "")), str(row.get("reason", ""))) for row in rows)

@@ -54,6 +54,7 @@ def build_task_data(
     rank: int = 0,
     world_size: int = 1,
     weights: Sequence[float] | None = None,
+    accumulation: int = 1,
 ) -> TrainingData:
     """Make the training batches of a task.
 
@@ -62,10 +63,11 @@ def build_task_data(
         batch_size: samples of this rank's batches.
         seed: of the order of rows and of every random choice about them.
         weights: shares of the parts in an epoch; where left out, every row comes once.
+        accumulation: micro-batches of an optimizer step.
     """
     samples = TaskSamples(task, Corpora(list(parts.values()), list(parts), weights), seed)
-    workers = task.settings.data.workers
-    return TrainingData(samples, TaskCollator(task), batch_size, seed, rank, world_size, workers=workers)
+    loading = {"workers": task.settings.data.workers, "accumulation": accumulation}
+    return TrainingData(samples, TaskCollator(task), batch_size, seed, rank, world_size, **loading)
 
 
 class _EvaluationRows(Dataset):

@@ -11,13 +11,13 @@ from ..data.loading import build_training_data
 from ..data.retrieval import build_retrieval_data
 from ..evaluation.retrieval import RetrievalResult, check_candidates, evaluate_retrieval
 from ..reporting.curves import plot_curves
-from ..reporting.log import append_row
+from ..reporting.log import put_evaluation
 from ..reporting.model_card import write_model_card
 from ..reporting.report import write_report
 from .arguments import ModelArguments, TrainingArguments
 from .dry_run import draw_first_batch
 from .initialization import build_albef
-from .launch import Run
+from .launch import Run, attempt
 
 
 class AlbefRun(Run):
@@ -39,6 +39,7 @@ class AlbefRun(Run):
             seed=arguments.seed,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
+            accumulation=arguments.accumulation,
             fixed_length=model_arguments.gather_negatives,
         )
         self.retrieval = build_retrieval_data(data_arguments)
@@ -67,19 +68,25 @@ class AlbefRun(Run):
         return draw_first_batch(batch, self.processor, path)
 
     def finish(self, method: nn.Module, folder: Path, step: int) -> None:
-        """Evaluate and save the trained model, and write its report. Called on all ranks."""
-        result = None if self.retrieval is None else self._measure(method, self.arguments.rerank)
-        if not self.accelerator.is_main_process:
+        """Save the trained model, evaluate it, and write its report. Called on all ranks."""
+        main = self.accelerator.is_main_process
+        if main:
+            method.save_pretrained(folder / "model")  # type: ignore[operator]
+            self.processor.save_pretrained(folder / "model")
+        result = None
+        if self.retrieval is not None:
+            with attempt("the last evaluation", folder, step):
+                result = self._measure(method, self.arguments.rerank)
+        if not main:
             return
-        method.save_pretrained(folder / "model")  # type: ignore[operator]
-        self.processor.save_pretrained(folder / "model")
         if result is not None:
             (folder / "evaluations").mkdir(exist_ok=True)
             (folder / "evaluations" / f"step-{step:08d}.json").write_text(result.to_json())
             row = {"kind": "evaluation", "step": step, "name": self.evaluation_name, "metrics": result.metrics}
-            append_row(folder / "log.jsonl", row)
+            put_evaluation(folder / "log.jsonl", row)
             for name, value in result.metrics.items():
                 print(f"{name:32} {100 * value:6.2f} %   chance {100 * result.chance.get(name, float('nan')):5.2f} %")
-        plot_curves(folder / "log.jsonl", folder / "curves.png")
-        write_model_card(folder, folder / "model", result)
-        print(f"report: {write_report(folder, result, self.retrieval)}")
+        with attempt("the report", folder, step):
+            plot_curves(folder / "log.jsonl", folder / "curves.png")
+            write_model_card(folder, folder / "model", result)
+            print(f"report: {write_report(folder, result, self.retrieval)}")

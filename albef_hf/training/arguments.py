@@ -146,7 +146,30 @@ class TrainingArguments:
         metadata={"help": "epochs between evaluations, instead of evaluate_every; 0: evaluate_every counts"},
     )
     keep_checkpoints: int = field(default=2, metadata={"help": "newest checkpoints to keep; at least 1 is kept"})
-    resume: bool = field(default=False, metadata={"help": "resume from the newest checkpoint in output_dir, if any"})
+    keep_every: int = field(
+        default=0, metadata={"help": "also keep every checkpoint whose step is a multiple of this; 0: none"}
+    )
+    spike_deviations: float = field(
+        default=10.0,
+        metadata={
+            "help": "skip a step whose loss or gradient norm is this many standard deviations, and more than its "
+            "size, above the mean of the last 128 steps; 0: never"
+        },
+    )
+    max_skipped_steps: int = field(
+        default=25,
+        metadata={"help": "after this many skipped steps in a row go back to the last checkpoint, with other samples"},
+    )
+    resume: bool | str = field(
+        default=False,
+        metadata={
+            "help": "go on from the newest valid checkpoint in output_dir; auto: start a new run if there is none",
+            "choices": (False, True, "auto"),
+        },
+    )
+    overwrite: bool = field(
+        default=False, metadata={"help": "start anew in a used output_dir; what it holds is moved into a folder there"}
+    )
     dry_run: bool = field(
         default=False, metadata={"help": "print sizes and a memory estimate, draw the first batch, and stop"}
     )
@@ -165,8 +188,15 @@ GROUPS = (ModelArguments, DataArguments, TrainingArguments)
 RENAMED = {"published": "published_defects"}
 
 
-def _convert(name: str, value: Any, wanted: Any) -> Any:
+def _convert(name: str, value: Any, argument: dataclasses.Field) -> Any:
     """Convert a YAML value, or the text of a flag, to the type of its field."""
+    wanted, choices = argument.type, argument.metadata.get("choices")
+    if choices:
+        value = yaml.safe_load(value) if isinstance(value, str) else value
+        if not any(value is choice or isinstance(value, str) and value == choice for choice in choices):
+            listed = ", ".join(yaml.safe_dump(choice).split("\n")[0] for choice in choices)
+            raise ValueError(f"{name} must be one of {listed}, not {value!r}")
+        return value
     optional = "None" in str(wanted)
     if optional and value in (None, "none", "null", ""):
         return None
@@ -204,7 +234,7 @@ def parse_arguments(argv: list[str] | None = None, groups: tuple[Any, ...] = GRO
             default = f.default if f.default is not dataclasses.MISSING else f.default_factory()
             shown = "null" if default is None else default
             text = f"{f.metadata['help']} (default: {shown})".replace("%", "%%")
-            flag: dict[str, Any] = {"nargs": "?", "const": "true"} if f.type is bool else {}
+            flag: dict[str, Any] = {"nargs": "?", "const": "true"} if isinstance(f.default, bool) else {}
             section.add_argument(f"--{f.name}", default=None, metavar="X", help=text, **flag)
             for old in (old for old, new in RENAMED.items() if new == f.name):
                 section.add_argument(f"--{old}", dest=f.name, default=None, help=argparse.SUPPRESS, **flag)
@@ -227,7 +257,7 @@ def parse_arguments(argv: list[str] | None = None, groups: tuple[Any, ...] = GRO
                 raise ValueError(f"{path}: unknown key {name!r}; {nearest_hint(str(name), fields, 'see --help')}")
         values |= loaded
     values |= {name: value for name, value in vars(parsed).items() if name in fields and value is not None}
-    converted = {name: _convert(name, value, fields[name].type) for name, value in values.items()}
+    converted = {name: _convert(name, value, fields[name]) for name, value in values.items()}
     return tuple(
         group(**{f.name: converted[f.name] for f in dataclasses.fields(group) if f.name in converted})
         for group in groups

@@ -25,6 +25,9 @@ class Chosen:
     def __init__(self, folder: Path, metric: str, resumed: bool, files: Mapping[str, str] | None = None) -> None:
         self.folder, self.metric, self.files = folder / "model", metric, dict(files or {})
         self.kept = -1  # the step of the weights kept last, by this object
+        self.old = self.folder.with_name(f".{self.folder.name}.removed")
+        if resumed and self.old.exists() and not self.folder.exists():  # killed between the two renames of `_save`
+            self.old.rename(self.folder)
         record = self.folder / RECORD
         self.best: dict[str, Any] | None = json.loads(record.read_text()) if resumed and record.is_file() else None
 
@@ -48,12 +51,15 @@ class Chosen:
             self._save(model, processor)
 
     def _save(self, model: Any, processor: Any) -> None:
-        """Write a temporary folder, then rename it."""
+        """Write a temporary folder, then put it in the place of the old one, which is renamed first."""
         scratch = self.folder.with_name(f".{self.folder.name}.incomplete")
         shutil.rmtree(scratch, ignore_errors=True)
         model.save_pretrained(scratch)
         processor.save_pretrained(scratch)
         for name, text in {RECORD: json.dumps(self.best), **self.files}.items():
             (scratch / name).write_text(text + "\n", encoding="utf-8")
-        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self.old, ignore_errors=True)
+        if self.folder.exists():
+            self.folder.rename(self.old)
         scratch.rename(self.folder)
+        shutil.rmtree(self.old, ignore_errors=True)

@@ -1,24 +1,26 @@
 """What every training script does around the loop: set up, describe, train and finish a run."""
 
+import contextlib
 import dataclasses
-import importlib.metadata
-import json
-import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from ..data.arguments import DataArguments
 from ..data.batches import TrainingData
+from ..reporting.log import append_row
 from ..trainable import Trainable
-from .arguments import ModelArguments, TrainingArguments, resolved
+from .arguments import ModelArguments, TrainingArguments
 from .dry_run import describe_memory
-from .loop import build_accelerator, run_length, train
-
-PACKAGES = ("albef-hf", "torch", "transformers", "datasets", "accelerate", "timm")
+from .identity import claim, identify
+from .loop import build_accelerator, train
+from .position import Length, run_length
+from .stopping import StopSignal, parent_note
 
 
 class Run:
@@ -71,42 +73,80 @@ def launch(
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     accelerator = build_accelerator(arguments)
+    folder = Path(arguments.output_dir)
+    if arguments.dry_run:
+        _show(_build(run_class, groups, accelerator)[0], folder, accelerator)
+        return
+    with claim(folder, arguments.resume, arguments.overwrite, accelerator) as claimed:
+        run, length = _build(run_class, groups, accelerator)
+        identify(claimed, groups, run.data, accelerator)
+        if arguments.evaluate_epochs:
+            every = max(1, round(arguments.evaluate_epochs * length.steps_per_epoch))
+            arguments = dataclasses.replace(arguments, evaluate_every=every)
+        note = parent_note()
+        if note and accelerator.num_processes == 1:
+            print(note)
+        if arguments.report_to != "none":
+            with attempt(f"starting {arguments.report_to}", folder):
+                accelerator.init_trackers(name)
+        with StopSignal() as stop:
+            method = train(
+                run.method,
+                run.data,
+                arguments,
+                accelerator,
+                max_rejected_fraction=data_arguments.max_rejected_fraction,
+                evaluate=run.evaluate if run.evaluation_name else None,
+                evaluation_name=run.evaluation_name,
+                evaluated=run.evaluated,
+                claim=claimed,
+                stop=stop,
+            )
+            with stop.stopping_at_once():
+                run.finish(method, folder, length.total_steps)
+        with attempt(f"closing {arguments.report_to}", folder, length.total_steps):
+            accelerator.end_training()
+
+
+def _build(run_class: Callable[..., Run], groups: tuple[Any, ...], accelerator: Accelerator) -> tuple[Run, Length]:
+    """Build a run, and print its sizes."""
+    arguments = next(group for group in groups if isinstance(group, TrainingArguments))
     set_seed(arguments.seed)
     run = run_class(*groups, accelerator=accelerator)
-    folder = Path(arguments.output_dir)
     trainable = sum(p.numel() for p in run.method.parameters() if p.requires_grad)
     length = run_length(arguments, run.data)
     accelerator.print(
         f"{trainable:,} trainable parameters, {run.data.rows:,} rows, {length.total_steps:,} steps "
         f"({length.steps_per_epoch:,} an epoch)"
     )
-    if arguments.dry_run:
-        if accelerator.is_main_process:
-            batch = next(run.data.batches())
-            batch.pop("rejected")
-            print(f"first batch: {run.draw(batch, folder / 'first_batch.png')}")
-            print(f"memory of a step: {describe_memory(run.method, run.data.to_device(batch, torch.device('cpu')))}")
-        return
+    return run, length
+
+
+def _show(run: Run, folder: Path, accelerator: Accelerator) -> None:
+    """Draw the first batch, and print the memory of a step."""
     if accelerator.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(resolved(*groups), encoding="utf-8")
-        versions = {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in PACKAGES}
-        (folder / "versions.json").write_text(json.dumps(versions, indent=2), encoding="utf-8")
-    accelerator.wait_for_everyone()
-    if arguments.evaluate_epochs:
-        every = max(1, round(arguments.evaluate_epochs * length.steps_per_epoch))
-        arguments = dataclasses.replace(arguments, evaluate_every=every)
-    if arguments.report_to != "none":
-        accelerator.init_trackers(name)
-    method = train(
-        run.method,
-        run.data,
-        arguments,
-        accelerator,
-        max_rejected_fraction=data_arguments.max_rejected_fraction,
-        evaluate=run.evaluate if run.evaluation_name else None,
-        evaluation_name=run.evaluation_name,
-        evaluated=run.evaluated,
-    )
-    run.finish(method, folder, length.total_steps)
-    accelerator.end_training()
+        batch = next(run.data.batches())
+        batch.pop("rejected")
+        print(f"first batch: {run.draw(batch, folder / 'first_batch.png')}")
+        print(f"memory of a step: {describe_memory(run.method, run.data.to_device(batch, torch.device('cpu')))}")
+
+
+@contextmanager
+def attempt(what: str, folder: Path, step: int = 0) -> Iterator[None]:
+    """A context for what follows the last checkpoint. If it fails, that costs a warning: printed, and in the log.
+
+    Args:
+        what: is done, for the warning.
+        folder: of the run.
+        step: of the row.
+    """
+    try:
+        yield
+    except Exception as error:
+        text = (
+            f"{what} failed: {type(error).__name__}: {error}. The trained weights are saved; --resume makes again "
+            "what is missing"
+        )
+        print(f"warning: {text}")
+        with contextlib.suppress(OSError):
+            append_row(folder / "log.jsonl", {"kind": "warning", "step": step, "text": text})

@@ -117,6 +117,20 @@ class Lars(torch.optim.Optimizer):
         return loss
 
 
+def start_momentum(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Give every parameter of SGD that has no momentum yet one of zeros, and return the optimizer.
+
+    torch would make it in the first step, and would leave its memory as it is if that step is skipped.
+    """
+    if isinstance(optimizer, torch.optim.SGD):
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                state = optimizer.state[parameter]
+                if state.get("momentum_buffer") is None:
+                    state["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
 def build_optimizer(model: nn.Module, arguments: TrainingArguments) -> torch.optim.Optimizer:
     """Build the optimizer, with vectors (biases and norms) in a second group.
 
@@ -137,7 +151,7 @@ def build_optimizer(model: nn.Module, arguments: TrainingArguments) -> torch.opt
     if arguments.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=arguments.learning_rate, fused=True)
     if arguments.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=arguments.learning_rate, momentum=0.9, fused=True)
+        return start_momentum(torch.optim.SGD(groups, lr=arguments.learning_rate, momentum=0.9, fused=True))
     if arguments.optimizer == "lars":
         groups[1]["adapt"] = arguments.decay_vectors
         return Lars(groups, lr=arguments.learning_rate)

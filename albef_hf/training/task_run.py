@@ -18,7 +18,7 @@ from ..data.arguments import DataArguments
 from ..data.hints import nearest_hint
 from ..evaluation.mode import evaluation_mode
 from ..evaluation.protocols import retrieval_protocol
-from ..reporting.log import append_row
+from ..reporting.log import put_evaluation
 from ..reporting.model_card import write_model_card
 from ..tasks import TASKS, task_named
 from ..tasks.batches import build_task_data
@@ -30,7 +30,7 @@ from .best_weights import Chosen
 from .checkpoints import latest_checkpoint
 from .dry_run import draw_first_batch
 from .initialization import build_task_model, load_trained_model
-from .launch import Run, launch
+from .launch import Run, attempt, launch
 from .task_arguments import TaskArguments, check_task_data, load_evaluation_rows, load_training_parts
 
 CHOSEN, LAST = "chosen", "last"
@@ -105,6 +105,7 @@ class TaskRun(Run):
             seed=arguments.seed,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
+            accumulation=arguments.accumulation,
             weights=weights,
         )
 
@@ -118,7 +119,7 @@ class TaskRun(Run):
         self.tests = {name: rows(changes, name, chooses=False) for name, changes in task_arguments.tests.items()}
         self.evaluation_name = "" if self.validation is None else "validation"
         folder = Path(arguments.output_dir)
-        resumed = arguments.resume and latest_checkpoint(folder / "checkpoints") is not None
+        resumed = bool(arguments.resume) and latest_checkpoint(folder / "checkpoints") is not None
         metric, known = task_arguments.chosen_by or self.task.metric, self.task.metric_names()
         if metric not in known:
             raise ValueError(f"chosen_by {metric!r}: {nearest_hint(metric, known)}")
@@ -153,7 +154,7 @@ class TaskRun(Run):
             metrics = self.evaluate(method)
             if main:
                 row = {"kind": "evaluation", "step": step, "name": self.evaluation_name, "metrics": metrics}
-                append_row(folder / "log.jsonl", row)
+                put_evaluation(folder / "log.jsonl", row)
             self.evaluated(method, step, metrics)
         assert self.chosen.best is not None
         results: dict[str, dict[str, TaskResult]] = {}
@@ -169,8 +170,9 @@ class TaskRun(Run):
             return
         save_results(folder, self.task, self.chosen.best, results, step)
         tables = {name: by_weights[CHOSEN] for name, by_weights in results.items()}
-        write_model_card(folder, folder / "model", task=self.task.card(tables))
-        print(f"report: {write_task_report(folder, self.task, chosen, results, self.tests)}")
+        with attempt("the report", folder, step):
+            write_model_card(folder, folder / "model", task=self.task.card(tables))
+            print(f"report: {write_task_report(folder, self.task, chosen, results, self.tests)}")
 
 
 def save_results(

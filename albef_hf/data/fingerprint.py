@@ -1,0 +1,46 @@
+"""What a run remembers of its data, to notice that it goes on with other data."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from .batches import TrainingData
+
+ROWS = 16  # looked at in each data set
+
+
+def _digest(value: Any, into: "hashlib._Hash") -> None:
+    """Add a value of an undecoded row. A picture counts by its bytes, or by the name and size of its file."""
+    if isinstance(value, dict):
+        if value.get("bytes") is not None:
+            _digest(value["bytes"], into)
+        elif isinstance(value.get("path"), str):
+            path = Path(value["path"])
+            _digest((path.name, path.stat().st_size if path.is_file() else -1), into)
+        else:
+            for key in sorted(value, key=str):
+                _digest((key, value[key]), into)
+    elif isinstance(value, bytes):
+        into.update(value)
+    elif isinstance(value, list | tuple):
+        into.update(b"[")
+        for each in value:
+            _digest(each, into)
+    else:
+        into.update(f"{type(value).__name__} {value!r};".encode())
+
+
+def data_fingerprint(data: TrainingData) -> dict[str, Any]:
+    """The size of the data and a digest of rows spread over them. It does not depend on where the files lie.
+
+    Returns: `rows`: samples in an epoch; `digest`: hexadecimal, None for streams, which have no row numbers.
+    """
+    corpus = data.samples.corpus
+    if corpus is None:
+        return {"rows": data.rows, "digest": None}
+    into = hashlib.sha256()
+    for part, count in zip(corpus.parts, corpus.counts, strict=True):
+        _digest((len(part), int(count), list(part.column_names)), into)
+        for number in range(ROWS):
+            _digest(part[number * (len(part) - 1) // (ROWS - 1)], into)
+    return {"rows": data.rows, "digest": into.hexdigest()}

@@ -1,0 +1,161 @@
+"""What a run of a method consists of beside its steps: how it begins, is saved, is measured and falls back."""
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from ..data.batches import RejectionLog, TrainingData
+from ..trainable import Trainable
+from .arguments import TrainingArguments
+from .checkpoints import check_checkpoint, load_checkpoint, newest_valid, save_checkpoint
+from .identity import Claim, on_main, unclaimed
+from .optimization import build_optimizer, learning_rates, scaled_rates, start_momentum
+from .position import Position, run_length
+from .run_log import TrainingLog
+from .running_statistics import average_running_statistics
+from .stopping import StopSignal
+
+
+class RunState:
+    """Everything that the steps of a run need.
+
+    Args:
+        method, data, arguments, accelerator, stop: as in `train`.
+        guard: makes the `StepGuard` of the run.
+        max_rejected_fraction: the largest share of unusable samples.
+        evaluate: measures metrics every `evaluate_every` steps; None: nothing is measured.
+        evaluation_name: of the data it measures on.
+        evaluated: called on all ranks after each evaluation, with the method, the step and the metrics.
+        claim: how the run begins in its folder, from `identity.claim`; None: found out here, without a lock.
+    """
+
+    def __init__(
+        self,
+        method: Trainable,
+        data: TrainingData,
+        arguments: TrainingArguments,
+        accelerator: Accelerator,
+        stop: StopSignal,
+        guard: Callable[..., Any],
+        *,
+        max_rejected_fraction: float = 0.01,
+        evaluate: Callable[[Any], dict[str, float]] | None = None,
+        evaluation_name: str = "",
+        evaluated: Callable[[Any, int, dict[str, float]], None] = lambda method, step, metrics: None,
+        claim: Claim | None = None,
+    ) -> None:
+        self.data, self.accelerator, self.folder = data, accelerator, Path(arguments.output_dir)
+        self.evaluate, self.evaluation_name, self.evaluated = evaluate, evaluation_name, evaluated
+        self.stop = stop
+        length, ranks = run_length(arguments, data), accelerator.num_processes
+        batching = data.batch_size, arguments.accumulation, ranks
+        self.arguments = scaled_rates(arguments, math.prod(batching), length.steps_per_epoch)
+        self.rates = learning_rates(self.arguments, length.steps_per_epoch, length.total_steps)
+        self.schedules = method.schedules(length.steps_per_epoch, length.total_steps)
+        method.to(accelerator.device)
+        self.optimizer = build_optimizer(method, self.arguments)
+        self.model, self.prepared = accelerator.prepare(method, self.optimizer)
+        self.method: Trainable = accelerator.unwrap_model(self.model)
+        self.guard = guard(self.method, self.optimizer, accelerator, arguments.spike_deviations)
+        self.position = Position(length, batching, data.rows, data.steps_per_epoch * data.batch_size * ranks)
+        self.claim = claim or on_main(accelerator, lambda: unclaimed(self.folder, arguments.resume))
+        self.rhythm = [
+            every for every in (arguments.log_every, arguments.save_every, arguments.evaluate_every) if every
+        ]
+        self.fell_back_before = -1  # the step from which the run fell back last
+        if self.claim.checkpoint is not None:
+            self.load(self.claim.checkpoint, self.claim.progress)
+            self.position.load(self.position.step, self.claim.progress.get("position", {}), arguments.max_steps)
+        facts = {"run": self.claim.identity["id"]} if self.claim.identity else {}
+        facts |= {"changed": self.claim.changes} if self.claim.changes else {}
+        self.log = TrainingLog(
+            self.folder / "log.jsonl", self.method, data, self.arguments, accelerator, self.position, facts
+        )
+        self.log.load_state(self.guard.sums, self.claim.progress.get("log", {}))
+        step, path = self.position.step, self.folder / f"rejected{accelerator.process_index or ''}.jsonl"
+        seen = step * arguments.accumulation * data.batch_size
+        self.rejections = RejectionLog(path, max_rejected_fraction, step=step, seen=seen)
+
+    def batches(self) -> Iterator[dict[str, Any]]:
+        """All batches from here on."""
+        start, origin = self.position.next_batch()
+        return self.data.batches(start, origin) if origin else self.data.batches(start)
+
+    def evaluate_if_due(self, resumed: bool = False) -> None:
+        """Evaluate after the step, if that is due; if the run is resumed here, only if it was not done before.
+
+        An evaluation that fails costs a warning. A signal during it saves and ends the run.
+        """
+        every, step = self.arguments.evaluate_every, self.position.step
+        if self.evaluate is None or not every or step % every or not step:
+            return
+        if resumed and on_main(self.accelerator, lambda: self.log.has_evaluation(step)):
+            return
+        self.sums = self.log.state(self.guard.sums)
+        average_running_statistics(self.method, self.accelerator)
+        try:
+            with self.stop.stopping_at_once():
+                metrics = self.evaluate(self.method)
+        except SystemExit:
+            self.save(alone=True)
+            raise
+        except Exception as error:
+            self.log.warn(step, f"the evaluation after step {step} failed: {type(error).__name__}: {error}")
+        else:
+            self.evaluated(self.method, step, metrics)
+            self.log.write_evaluation(step, self.evaluation_name, metrics)
+        self.model.train()
+
+    def save(self, alone: bool = False) -> None:
+        """Write a checkpoint. Called on all ranks, of which the main one writes.
+
+        alone: without the other ranks, right after a step that they share.
+        """
+        if not alone:
+            average_running_statistics(self.method, self.accelerator)
+            self.sums = self.log.state(self.guard.sums)
+        if self.accelerator.is_main_process:
+            scaler = self.accelerator.scaler
+            progress = {"step": self.position.step, "scaler": scaler and scaler.state_dict()}
+            progress |= {"position": self.position.state(), "guard": self.guard.state(), "log": self.sums}
+            progress |= {"run": self.claim.identity}
+            keep = self.arguments.keep_checkpoints, self.arguments.keep_every
+            save_checkpoint(self.folder / "checkpoints", self.method, self.optimizer, progress, *keep)
+        if not alone:
+            self.accelerator.wait_for_everyone()
+
+    def load(self, checkpoint: Path, progress: dict[str, Any]) -> None:
+        """Take over the state in a checkpoint, but not the position in the data."""
+        load_checkpoint(checkpoint, self.method, self.optimizer, progress)
+        start_momentum(self.optimizer)
+        self.position.step = progress["step"]
+        self.guard.load_state(progress.get("guard", {}))
+        if self.accelerator.scaler is not None and progress.get("scaler"):
+            self.accelerator.scaler.load_state_dict(progress["scaler"])
+
+    def fall_back(self, skipped: int) -> None:
+        """Go back to the last checkpoint and on with the samples after these. skipped: steps in a row.
+
+        Raises:
+            ValueError: there is no checkpoint, or this happened before and the run came no further.
+        """
+        step = self.position.step
+        reason = f"no step of the last {skipped} before step {step} had finite gradients and was no spike"
+        checkpoint, _ = on_main(self.accelerator, lambda: newest_valid(self.folder / "checkpoints"))
+        again = step <= self.fell_back_before + self.arguments.max_skipped_steps
+        if checkpoint is None or again:
+            why = (
+                "the run fell back once without coming further" if again else "there is no checkpoint to fall back to"
+            )
+            raise ValueError(f"{reason}, and {why}; lower the learning rate or look at the samples, and resume")
+        self.fell_back_before = step
+        progress = check_checkpoint(checkpoint)
+        self.position.go_back(progress["step"])
+        self.load(checkpoint, progress)
+        self.log.go_back(self.position.step)
+        self.guard.in_row = self.guard.in_row * 0
+        self.guard.sums.clear()
+        self.log.warn(self.position.step, f"{reason}: back to {checkpoint.name}, with other samples")

@@ -1,0 +1,343 @@
+"""How a run begins in a folder, goes on from a checkpoint, and skips steps that must not count."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from accelerate import Accelerator
+from helpers import tiny_batch, tiny_model
+from torch import nn
+from transformers.utils import ModelOutput
+
+from albef_hf.data.batches import RejectionLog, signals_blocked
+from albef_hf.data.lines import read_lines
+from albef_hf.momentum import FeatureQueue, MomentumCopy
+from albef_hf.reporting.log import LogWriter
+from albef_hf.trainable import Trainable
+from albef_hf.training.arguments import TrainingArguments
+from albef_hf.training.changes import compare_settings
+from albef_hf.training.checkpoints import load_checkpoint, newest_valid, save_checkpoint, saved_checkpoints
+from albef_hf.training.identity import claim
+from albef_hf.training.loop import StepGuard, build_accelerator, train
+from albef_hf.training.optimization import build_optimizer
+from albef_hf.training.position import Length, Position
+
+# -- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+
+
+def saved(folder, step, value=None, **options):
+    model = Small()
+    with torch.no_grad():
+        model.weight.fill_(step if value is None else value)
+    optimizer = build_optimizer(model, TrainingArguments(optimizer="sgd"))
+    return save_checkpoint(folder, model, optimizer, {"step": step}, **{"keep": 2, **options})
+
+
+MANIFESTS = ["", "{", "[]", "{}", '{"model.safetensors": 3}', "\udcff", '{"model.safetensors": {"bytes": Infinity}}']
+
+
+@pytest.mark.parametrize("text", MANIFESTS)
+def test_a_damaged_manifest_is_damage_and_the_checkpoint_before_is_used(tmp_path, text):
+    first, second = saved(tmp_path, 1), saved(tmp_path, 2)
+    (second / "manifest.json").write_text(text, errors="surrogateescape")
+    path, reasons = newest_valid(tmp_path)
+    assert path == first and len(reasons) == 1 and "manifest.json is damaged" in reasons[0]
+    assert (tmp_path / "step-00000002.damaged" / "model.safetensors").exists()
+    model = Small()
+    load_checkpoint(path, model, build_optimizer(model, TrainingArguments(optimizer="sgd")))
+    assert torch.equal(model.weight.detach(), torch.ones(3))
+
+
+def test_folders_that_are_not_ours_are_neither_used_nor_removed(tmp_path):
+    backup = saved(tmp_path, 99)
+    backup = backup.rename(tmp_path / "step-00000099-backup")
+    for step in range(1, 7):
+        saved(tmp_path, step, keep=1, keep_every=3)
+    assert [path.name for path in saved_checkpoints(tmp_path)] == ["step-00000003", "step-00000006"]
+    assert newest_valid(tmp_path)[0].name == "step-00000006" and (backup / "manifest.json").exists()
+
+
+def test_a_state_that_is_not_finite_is_never_saved(tmp_path):
+    saved(tmp_path, 1)
+    with pytest.raises(ValueError, match="not saved: weight is not finite"):
+        saved(tmp_path, 2, value=float("nan"))
+    assert [path.name for path in saved_checkpoints(tmp_path)] == ["step-00000001"]
+
+
+# -- the folder -------------------------------------------------------------------------------------------------------
+
+
+def test_a_used_folder_is_refused_moved_aside_or_gone_on_with(tmp_path):
+    accelerator = Accelerator()
+    with pytest.raises(ValueError, match="no checkpoint to resume from"), claim(tmp_path, True, False, accelerator):
+        pass
+    with claim(tmp_path, "auto", False, accelerator) as begun:
+        assert begun.checkpoint is None
+    saved(tmp_path / "checkpoints", 3)
+    (tmp_path / "log.jsonl").write_text("{}\n")
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="holds a run already .*--resume .*--overwrite"):
+        claim(tmp_path, False, False, accelerator).__enter__()
+    assert (tmp_path / "log.jsonl").read_text() == "{}\n"
+    for resume in (True, "auto"):
+        with claim(tmp_path, resume, False, accelerator) as begun:
+            assert begun.progress["step"] == 3
+    with claim(tmp_path, False, True, accelerator) as begun:
+        assert begun.checkpoint is None and not (tmp_path / "checkpoints").exists()
+    assert (tmp_path / "replaced-1" / "checkpoints" / "step-00000003").exists() and (tmp_path / "notes.txt").exists()
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from albef_hf.training.identity import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_two_runs_do_not_share_a_folder_and_a_killed_one_lets_go(tmp_path):
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match=f"in use by another run .process {holder.pid} "):
+            claim(tmp_path, False, False, Accelerator()).__enter__()
+    finally:
+        holder.kill()
+        holder.communicate()
+    with claim(tmp_path, False, False, Accelerator()) as begun:
+        assert begun.checkpoint is None
+
+
+def identity(**changes):
+    config = {"seed": 1, "learning_rate": 0.1, "batch_size": 8, "dataset": "a", "resume": False} | changes
+    return {"config": config, "data": {"rows": changes.get("rows", 9)}, "versions": {"torch": "1"}}
+
+
+def test_what_may_change_is_listed_and_what_may_not_is_refused_by_name():
+    assert compare_settings(identity(), identity(learning_rate=0.2, resume=True, dataset="b"), False) == {
+        "learning_rate": (0.1, 0.2),
+        "dataset": ("a", "b"),
+    }
+    assert compare_settings(identity(), identity(batch_size=4), False) == {"batch_size": (8, 4)}
+    for wrong, streaming, named in (
+        ({"seed": 2}, False, "seed: 1 before, 2 now"),
+        ({"rows": 10}, False, "the rows of the data"),
+        ({"batch_size": 4}, True, "batch_size: 8 before, 4 now"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            compare_settings(identity(), identity(**wrong), streaming)
+
+
+def test_the_place_in_the_data_is_counted_in_samples():
+    """40 rows in steps of 16: 2 steps an epoch. After 3 steps, sample 16 of epoch 1 comes next, in steps of 8 too."""
+    before = Position(Length(2, 20), (16, 1, 1), 40, 32, step=3)
+    state = before.state()
+    assert (state["epoch"], state["sample"]) == (1, 16)
+    same = Position(Length(2, 20), (8, 2, 1), 40, 32)
+    same.load(3, state, 0)
+    assert same.next_batch() == (6, 0) and same.shift == 0
+    halved = Position(Length(5, 50), (8, 1, 1), 40, 40)
+    halved.load(3, state, 0)
+    assert halved.next_batch() == (5, 16) and halved.step + halved.shift == 8
+    halved.step += 3  # 24 samples are left in the epoch
+    assert halved.next_batch() == (10, 0)
+
+
+# -- logs -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_torn_last_line_is_dropped_and_rejected_rows_are_listed_once(tmp_path):
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    LogWriter(log, 2).write({"step": 3, "again": True})
+    assert read_lines(log) == [{"step": 1}, {"step": 2}, {"step": 3, "again": True}]
+    path = tmp_path / "rejected.jsonl"
+    first = RejectionLog(path, 1.0)
+    for step in (1, 2):
+        first.add([{"row": step}], 8, step)
+    resumed = RejectionLog(path, 1.0, step=1, seen=8)
+    resumed.add([{"row": 2}], 8, 2)
+    assert [row["row"] for row in read_lines(path)] == [1, 2] and (resumed.rejected, resumed.seen) == (2, 16)
+
+
+def test_workers_never_see_a_signal_to_stop():
+    asked = []
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
+    try:
+        with signals_blocked():
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert asked == []
+        assert asked == [1]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+# -- steps that do not count ------------------------------------------------------------------------------------------
+
+
+class Full(Trainable):
+    """A method with every kind of state: a momentum copy, a queue, running statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.online = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+        self.copy = MomentumCopy({"online": self.online})
+        self.queue = FeatureQueue(5, 4, 1)
+        self.factors: list[float] = []
+        self.seen: list[dict[str, torch.Tensor]] = []
+
+    def forward(self, pixel_values: torch.Tensor) -> "Output":
+        self.seen.append({name: value.clone() for name, value in self.state_dict().items()})
+        keys = self.online(pixel_values)
+        return Output(loss=(keys**2).mean() * self.factors[len(self.seen) - 1], keys=keys.detach())
+
+    def enqueue(self, output: "Output") -> None:
+        self.queue.enqueue(output.keys, torch.ones(len(output.keys), 1, dtype=torch.int64))
+
+    def update_momentum(self, step: int = 0, total_steps: int = 1) -> None:
+        self.copy.update({"online": self.online}, 0.9)
+
+
+@dataclasses.dataclass
+class Output(ModelOutput):
+    loss: torch.Tensor | None = None
+    keys: torch.Tensor | None = None
+
+
+class Rows:
+    batch_size, steps_per_epoch, rows = 3, 100, 300
+
+    def __init__(self, bad_pixel: int = -1) -> None:
+        self.bad_pixel, self.starts = bad_pixel, []
+
+    def batches(self, start=0):
+        self.starts.append(start)
+        for number in range(start, 10_000):
+            pixels = torch.randn(3, 4, generator=torch.Generator().manual_seed(number))
+            if number == self.bad_pixel:
+                pixels[0, 0] = float("nan")
+            yield {"pixel_values": pixels, "rejected": []}
+
+    def to_device(self, batch, device):
+        return batch
+
+
+def trained(folder, factors, data=None, **changes):
+    folder.mkdir(exist_ok=True)
+    method = Full()
+    method.factors = factors
+    defaults = {"max_steps": len(factors), "log_every": 50, "warmup_steps": 0, "report_to": "none", "save_every": 100}
+    arguments = TrainingArguments(output_dir=str(folder), **{**defaults, **changes})
+    train(method, data or Rows(), arguments, build_accelerator(arguments))
+    return method, [row for row in read_lines(folder / "log.jsonl") if row["kind"] == "train"]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lars"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e12, "pixel"])
+@pytest.mark.parametrize("step", [0, 2])
+def test_a_skipped_step_moves_nothing(tmp_path, optimizer, bad, step):
+    factors = [1.0] * 5
+    data = Rows(step if bad == "pixel" else -1)
+    if bad != "pixel":
+        factors[step] = bad
+    method, rows = trained(tmp_path, factors, data, optimizer=optimizer, learning_rate=0.1)
+    states = [*method.seen, method.state_dict()]
+    for name, value in states[step].items():
+        assert torch.equal(states[step + 1][name], value), name
+    moved = [name for name in states[0] if not torch.equal(states[step + 2][name], states[step + 1][name])]
+    assert {"online.0.weight", "copy.online.0.weight", "copy.updates", "queue.features", "queue.cursor"} <= {*moved}
+    assert "online.1.running_mean" in moved and "online.1.num_batches_tracked" in moved
+    assert all(torch.isfinite(value).all() for value in method.state_dict().values())
+    assert rows[-1]["skipped_steps"] == 1
+
+
+def test_a_first_step_that_is_skipped_leaves_no_memory_unset(tmp_path):
+    """The steps after a skipped first one equal those of a run that never had it."""
+    states = []
+    for name, factors in (("with", [float("nan"), 1.0, 1.0]), ("without", [1.0, 1.0])):
+        data = Rows()
+        batches = data.batches
+        if name == "without":
+            data.batches = lambda start=0, batches=batches: batches(start + 1)
+        method, _ = trained(tmp_path / name, factors, data, optimizer="sgd", learning_rate=0.1, schedule="steps")
+        states.append(method.state_dict())
+    for name, value in states[0].items():
+        assert torch.equal(states[1][name], value), name
+
+
+def test_a_spike_is_skipped_and_counted_and_a_slow_rise_is_not(tmp_path):
+    factors = [1.0 + 0.1 * (step % 3) for step in range(150)]
+    factors[140] = 1000.0
+    _, rows = trained(tmp_path / "spike", factors, learning_rate=1e-6)
+    assert sum(row["spikes"] for row in rows) == sum(row["skipped_steps"] for row in rows) == 1
+    _, rows = trained(tmp_path / "off", factors, learning_rate=1e-6, spike_deviations=0.0)
+    assert sum(row["skipped_steps"] for row in rows) == 0
+
+
+def test_after_many_skipped_steps_the_run_goes_back_and_on_with_other_samples(tmp_path):
+    data = Rows()
+    changes = {"log_every": 1, "save_every": 2, "max_skipped_steps": 3, "max_steps": 8}
+    method, rows = trained(tmp_path, [1.0] * 4 + [float("nan")] * 3 + [1.0] * 4, data, **changes)
+    assert data.starts == [0, 7] and [row["step"] for row in rows] == list(range(1, 9))
+    assert len(method.seen) == 7 + 2
+    with pytest.raises(ValueError, match="the run fell back once without coming further"):
+        trained(tmp_path / "again", [1.0] * 4 + [float("nan")] * 9, **changes | {"max_steps": 12})
+
+
+def test_the_guard_leaves_constants_alone_that_are_not_finite(tmp_path):
+    method = Full()
+    method.register_buffer("mask", torch.full((2, 2), -torch.inf))
+    method.register_buffer("view", torch.ones(1).expand(3))
+    optimizer = build_optimizer(method, TrainingArguments())
+    guard = StepGuard(method, optimizer, Accelerator(), 0.0)
+    guard.begin()
+    guard.add({"loss": torch.tensor(1.0)})
+    guard.judge(torch.tensor(1.0))
+    assert bool(guard.kept) and torch.isinf(method.mask).all()
+
+
+def test_a_run_that_was_stopped_writes_the_log_of_one_that_was_not(tmp_path):
+    """Sums of an unfinished row are part of a checkpoint."""
+    factors = [1.0 + step for step in range(6)]
+    _, straight = trained(tmp_path / "straight", factors, log_every=4, save_every=3, keep_checkpoints=9)
+    (tmp_path / "resumed").mkdir()
+    os.rename(tmp_path / "straight" / "checkpoints", tmp_path / "resumed" / "checkpoints")
+    os.rename(tmp_path / "resumed" / "checkpoints" / "step-00000006", tmp_path / "step-00000006")
+    _, resumed = trained(tmp_path / "resumed", factors[3:], log_every=4, save_every=3, resume=True, max_steps=6)
+    timeless = [
+        [{k: v for k, v in row.items() if not k.startswith(("seconds", "samples_per"))} for row in rows]
+        for rows in (straight, resumed)
+    ]
+    assert len(straight) == 2 and json.dumps(timeless[0]) == json.dumps(timeless[1])
+
+
+def test_albef_goes_through_a_bad_pixel_unharmed():
+    model = tiny_model()
+    optimizer = build_optimizer(model, TrainingArguments())
+    guard = StepGuard(model, optimizer, Accelerator(), 0.0)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    batch = tiny_batch()
+    batch["pixel_values"][0, 0, 0, 0] = float("nan")
+    guard.begin()
+    output = model(**batch)
+    output.loss.backward()
+    model.enqueue(output)
+    guard.add(output)
+    guard.judge(nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
+    optimizer.step()
+    model.update_momentum()
+    assert [name for name, value in model.state_dict().items() if not torch.equal(before[name], value)] == []
