@@ -183,6 +183,7 @@ def followed(method: nn.Module, batch: dict, folder: Path, to_device=lambda batc
             if {node.lineno, *(d.lineno for d in node.decorator_list)} & used[str(path)]:
                 counted |= set(range(node.lineno, node.end_lineno + 1))
         lines[path.relative_to(ROOT).as_posix()] = len(counted)
+    assert "albef_hf/training/loop.py" in lines, f"the package is imported from elsewhere: {loop}"
     return lines
 
 
@@ -208,7 +209,7 @@ def test_a_step_of_albef_is_followed_in_600_lines_and_7_files(tmp_path):
     assert len(lines) <= 7 and sum(lines.values()) <= 600, lines
 
 
-def test_a_step_of_moco_is_followed_in_360_lines(tmp_path):
+def test_a_step_of_moco_is_followed_in_350_lines(tmp_path):
     """With the colors that are changed on the device, as `configs/digits_moco_v2.yaml` changes them."""
     config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
     method = METHODS["moco_v2"](VisionBackbone(config, "mean"), queue_size=8, batch_norm_splits=2)
@@ -222,7 +223,7 @@ def test_a_step_of_moco_is_followed_in_360_lines(tmp_path):
     }
     collator = TwoViewCollator(recipes, (0.5,) * 3, (0.25,) * 3, pillow=False)
     lines = followed(method, batch, tmp_path, collator.to_device)
-    assert "ssl_methods/augment.py" in lines and sum(lines.values()) <= 360, lines
+    assert "ssl_methods/augment.py" in lines and sum(lines.values()) <= 350, lines
 
 
 @pytest.mark.parametrize("name", list(METHODS))
