@@ -51,8 +51,8 @@ MANIFESTS = ["", "{", "[]", "{}", '{"model.safetensors": 3}', "\udcff", '{"model
 def test_a_damaged_manifest_is_damage_and_the_checkpoint_before_is_used(tmp_path, text):
     first, second = saved(tmp_path, 1), saved(tmp_path, 2)
     (second / "manifest.json").write_text(text, errors="surrogateescape")
-    path, reasons = newest_valid(tmp_path)
-    assert path == first and len(reasons) == 1 and "manifest.json is damaged" in reasons[0]
+    path, progress, reasons = newest_valid(tmp_path)
+    assert path == first and progress == {"step": 1} and len(reasons) == 1 and "manifest.json is damaged" in reasons[0]
     assert (tmp_path / "step-00000002.damaged" / "model.safetensors").exists()
     model = Small()
     load_checkpoint(path, model, build_optimizer(model, TrainingArguments(optimizer="sgd")))

@@ -4,7 +4,6 @@ The order of the samples and every random choice about a sample depend on (seed,
 So a run resumes from the number of its next batch, and the numbers of ranks and workers change nothing.
 """
 
-import json
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from .augmentation import Augmentation
 from .corpora import Corpora, random_generator
 from .hashing import stable_id
 from .images import BadImage, decode_image
-from .lines import read_lines, write_lines
+from .lines import append_lines, read_lines, write_lines
 
 ATTEMPTS = 20
 
@@ -285,10 +284,9 @@ class TrainingData:
             skipped: samples, over all ranks, to leave out at the beginning of the epoch of batch `start`, from where
                 its batches are then counted: for a run that goes on within an epoch with another batch size.
         """
-        keys = self.keys(start, skipped) if skipped else self.keys(start)
         loader = DataLoader(
             self.samples,
-            batch_sampler=keys,
+            batch_sampler=self.keys(start, skipped),
             collate_fn=self.collate,
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
@@ -323,8 +321,7 @@ class RejectionLog:
         self.seen += seen
         self.rejected += len(rejected)
         if rejected:
-            with self.path.open("a", encoding="utf-8") as handle:
-                handle.write("".join(json.dumps({**entry, "step": step}) + "\n" for entry in rejected))
+            append_lines(self.path, [{**entry, "step": step} for entry in rejected])
         if self.seen >= self.after and self.rejected > self.max_fraction * self.seen:
             raise ValueError(
                 f"{self.rejected} of {self.seen} samples cannot be used, more than max_rejected_fraction = "

@@ -31,17 +31,26 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all: a temporary file is written, synced and renamed."""
     scratch = path.with_name(f".{path.name}.incomplete")
     with scratch.open("w", encoding="utf-8") as handle:
-        handle.writelines(json.dumps(row) + "\n" for row in rows)
+        handle.write(text)
         handle.flush()
         os.fsync(handle.fileno())
     os.replace(scratch, path)
 
 
-def append_line(path: Path, row: dict[str, Any]) -> None:
-    """Add a row to a file."""
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows with `write_text`."""
+    write_text(path, _lines(rows))
+
+
+def append_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Add rows to a file."""
     with path.open("a", encoding="utf-8") as handle:
-        handle.write(json.dumps(row) + "\n")
+        handle.write(_lines(rows))
+
+
+def _lines(rows: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)

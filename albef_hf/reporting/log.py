@@ -8,12 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.lines import append_line, read_lines, write_lines
-
-
-def append_row(path: Path, row: dict[str, Any]) -> None:
-    """Add a row to a log of JSON lines."""
-    append_line(path, row)
+from ..data.lines import append_lines, read_lines, write_lines
 
 
 def put_evaluation(path: Path, row: dict[str, Any]) -> None:
@@ -44,7 +39,7 @@ class LogWriter:
         return any(row.get("kind") == kind and row.get("step") == step for row in self.kept)
 
     def write(self, row: dict[str, Any]) -> None:
-        append_row(self.path, row)
+        append_lines(self.path, [row])
 
 
 @dataclass

@@ -209,16 +209,16 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
+def newest_valid(folder: Path) -> tuple[Path | None, dict[str, Any], list[str]]:
     """The newest checkpoint that passes `check_checkpoint`. Newer ones are renamed to `step-N.damaged`.
 
-    Returns: the checkpoint, or None if there is none; and for each that was renamed, what is wrong with it.
+    Returns: the checkpoint, or None if there is none; the `progress` it was saved with; and for each that was renamed,
+        what is wrong with it.
     """
     reasons: list[str] = []
     for path in reversed(saved_checkpoints(folder)):
         try:
-            check_checkpoint(path)
-            return path, reasons
+            return path, check_checkpoint(path), reasons
         except Damaged as error:
             aside, number = path.with_name(f"{path.name}.damaged"), 1
             while aside.exists():
@@ -226,7 +226,7 @@ def newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
                 aside = path.with_name(f"{path.name}.damaged-{number}")
             os.rename(path, aside)
             reasons.append(f"{error}; it is kept as {aside.name}")
-    return None, reasons
+    return None, {}, reasons
 
 
 def load_checkpoint(

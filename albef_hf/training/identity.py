@@ -12,7 +12,7 @@ import platform
 import secrets
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,9 +21,10 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from ..data.fingerprint import data_fingerprint
+from ..data.lines import write_text
 from .arguments import resolved
 from .changes import compare_settings
-from .checkpoints import check_checkpoint, clean_up, newest_valid, saved_checkpoints
+from .checkpoints import clean_up, newest_valid, saved_checkpoints
 
 try:
     import fcntl
@@ -121,19 +122,14 @@ def claim(folder: Path, resume: bool | str, overwrite: bool, accelerator: Accele
         ValueError: the folder is in use, or used and neither `resume` nor `overwrite` is given, or there is no
             checkpoint to go on from; says what to do.
     """
-    lock = locked(folder)
+    with ExitStack() as stack:
 
-    def begin() -> Claim:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.__enter__()
-        try:
+        def begin() -> Claim:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(folder))
             return _begin(folder, resume, overwrite)
-        except BaseException:
-            lock.__exit__(None, None, None)
-            raise
 
-    begun = on_main(accelerator, begin)
-    try:
+        begun = on_main(accelerator, begin)
         if begun.checkpoint is not None and not begun.checkpoint.is_dir():
             raise ValueError(
                 f"rank {accelerator.process_index} does not see {begun.checkpoint}: output_dir must be a folder that "
@@ -142,9 +138,6 @@ def claim(folder: Path, resume: bool | str, overwrite: bool, accelerator: Accele
         for note in begun.notes:
             accelerator.print(note)
         yield begun
-    finally:
-        if accelerator.is_main_process:
-            lock.__exit__(None, None, None)
 
 
 def _begin(folder: Path, resume: bool | str, overwrite: bool) -> Claim:
@@ -161,10 +154,10 @@ def _begin(folder: Path, resume: bool | str, overwrite: bool) -> Claim:
     if overwrite:
         raise ValueError("--resume goes on with the run in output_dir and --overwrite replaces it: give one of them")
     clean_up(checkpoints)
-    checkpoint, reasons = newest_valid(checkpoints)
+    checkpoint, progress, reasons = newest_valid(checkpoints)
     notes = [f"warning: {reason}" for reason in reasons]
     if checkpoint is not None:
-        return Claim(folder, checkpoint, check_checkpoint(checkpoint), [*notes, f"resuming from {checkpoint}"])
+        return Claim(folder, checkpoint, progress, [*notes, f"resuming from {checkpoint}"])
     if resume is True or reasons or (folder / "model").exists():
         found = "; ".join(reasons) or "leave out --resume to start a new run (--resume auto does either)"
         if (folder / "model").exists():
@@ -196,10 +189,10 @@ def unclaimed(folder: Path, resume: bool | str) -> Claim:
                 f"{folder} holds checkpoints already: set resume to go on, or output_dir to another folder"
             )
         return Claim(folder)
-    checkpoint, notes = newest_valid(folder / "checkpoints")
+    checkpoint, progress, notes = newest_valid(folder / "checkpoints")
     for note in notes:
         print(f"warning: {note}")
-    return Claim(folder, checkpoint, {} if checkpoint is None else check_checkpoint(checkpoint))
+    return Claim(folder, checkpoint, progress)
 
 
 def identify(begun: Claim, groups: tuple[Any, ...], data: Any, accelerator: Accelerator) -> None:
@@ -242,13 +235,3 @@ def _read_record(path: Path) -> Mapping[str, Any]:
         return record if isinstance(record, dict) else {}
     except (OSError, ValueError):
         return {}
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all: a temporary file is written, synced and renamed."""
-    scratch = path.with_name(f".{path.name}.incomplete")
-    with scratch.open("w", encoding="utf-8") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(scratch, path)

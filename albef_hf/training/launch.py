@@ -13,7 +13,7 @@ from accelerate.utils import set_seed
 
 from ..data.arguments import DataArguments
 from ..data.batches import TrainingData
-from ..reporting.log import append_row
+from ..data.lines import append_lines
 from ..trainable import Trainable
 from .arguments import ModelArguments, TrainingArguments
 from .dry_run import describe_memory
@@ -75,10 +75,10 @@ def launch(
     accelerator = build_accelerator(arguments)
     folder = Path(arguments.output_dir)
     if arguments.dry_run:
-        _show(_build(run_class, groups, accelerator)[0], folder, accelerator)
+        _show(_build(run_class, groups, arguments, accelerator)[0], folder, accelerator)
         return
     with claim(folder, arguments.resume, arguments.overwrite, accelerator) as claimed:
-        run, length = _build(run_class, groups, accelerator)
+        run, length = _build(run_class, groups, arguments, accelerator)
         identify(claimed, groups, run.data, accelerator)
         if arguments.evaluate_epochs:
             every = max(1, round(arguments.evaluate_epochs * length.steps_per_epoch))
@@ -108,9 +108,10 @@ def launch(
             accelerator.end_training()
 
 
-def _build(run_class: Callable[..., Run], groups: tuple[Any, ...], accelerator: Accelerator) -> tuple[Run, Length]:
+def _build(
+    run_class: Callable[..., Run], groups: tuple[Any, ...], arguments: TrainingArguments, accelerator: Accelerator
+) -> tuple[Run, Length]:
     """Build a run, and print its sizes."""
-    arguments = next(group for group in groups if isinstance(group, TrainingArguments))
     set_seed(arguments.seed)
     run = run_class(*groups, accelerator=accelerator)
     trainable = sum(p.numel() for p in run.method.parameters() if p.requires_grad)
@@ -149,4 +150,4 @@ def attempt(what: str, folder: Path, step: int = 0) -> Iterator[None]:
         )
         print(f"warning: {text}")
         with contextlib.suppress(OSError):
-            append_row(folder / "log.jsonl", {"kind": "warning", "step": step, "text": text})
+            append_lines(folder / "log.jsonl", [{"kind": "warning", "step": step, "text": text}])

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from ..data.batches import RejectionLog, TrainingData
 from ..trainable import Trainable
 from .arguments import TrainingArguments
-from .checkpoints import check_checkpoint, load_checkpoint, newest_valid, save_checkpoint
+from .checkpoints import load_checkpoint, newest_valid, save_checkpoint
 from .identity import Claim, on_main, unclaimed
 from .optimization import build_optimizer, learning_rates, scaled_rates, start_momentum
 from .position import Position, run_length
@@ -144,7 +144,7 @@ class RunState:
         """
         step = self.position.step
         reason = f"no step of the last {skipped} before step {step} had finite gradients and was no spike"
-        checkpoint, _ = on_main(self.accelerator, lambda: newest_valid(self.folder / "checkpoints"))
+        checkpoint, progress, _ = on_main(self.accelerator, lambda: newest_valid(self.folder / "checkpoints"))
         again = step <= self.fell_back_before + self.arguments.max_skipped_steps
         if checkpoint is None or again:
             why = (
@@ -152,7 +152,6 @@ class RunState:
             )
             raise ValueError(f"{reason}, and {why}; lower the learning rate or look at the samples, and resume")
         self.fell_back_before = step
-        progress = check_checkpoint(checkpoint)
         self.position.go_back(progress["step"])
         self.load(checkpoint, progress)
         self.log.go_back(self.position.step)

@@ -27,7 +27,7 @@ from ..tasks.result import TaskResult, TaskSettings
 from ..tasks.task import Task
 from .arguments import ModelArguments, TrainingArguments
 from .best_weights import Chosen
-from .checkpoints import latest_checkpoint
+from .checkpoints import saved_checkpoints
 from .dry_run import draw_first_batch
 from .initialization import build_task_model, load_trained_model
 from .launch import Run, attempt, launch
@@ -119,7 +119,7 @@ class TaskRun(Run):
         self.tests = {name: rows(changes, name, chooses=False) for name, changes in task_arguments.tests.items()}
         self.evaluation_name = "" if self.validation is None else "validation"
         folder = Path(arguments.output_dir)
-        resumed = bool(arguments.resume) and latest_checkpoint(folder / "checkpoints") is not None
+        resumed = bool(arguments.resume) and bool(saved_checkpoints(folder / "checkpoints"))
         metric, known = task_arguments.chosen_by or self.task.metric, self.task.metric_names()
         if metric not in known:
             raise ValueError(f"chosen_by {metric!r}: {nearest_hint(metric, known)}")
