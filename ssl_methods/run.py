@@ -21,7 +21,7 @@ from albef_hf.reporting.model_card import write_model_card
 from albef_hf.reporting.report import write_report
 from albef_hf.training.arguments import ModelArguments, TrainingArguments
 from albef_hf.training.initialization import build_vision_backbone
-from albef_hf.training.launch import Run
+from albef_hf.training.launch import Run, attempt
 
 from . import METHODS
 from .data import build_two_view_data
@@ -102,12 +102,19 @@ class ImageRun(Run):
     def finish(self, method: nn.Module, folder: Path, step: int) -> None:
         """Save the backbone as an ordinary transformers folder, probe it, write the report. On all ranks."""
         assert isinstance(method, ImageMethod)
+        main = self.accelerator.is_main_process
+        if main:
+            save_backbone(method, folder / "model", self.size, self.mean, self.std)
         features = None
         if self.pictures is not None:
-            features = [part.features(method.backbone, self.accelerator.device) for part in self.pictures]
-        if not self.accelerator.is_main_process:
-            return
-        save_backbone(method, folder / "model", self.size, self.mean, self.std)
+            with attempt("the last evaluation", folder, step):
+                features = [part.features(method.backbone, self.accelerator.device) for part in self.pictures]
+        if main:
+            with attempt("the report", folder, step):
+                self._report(folder, step, features)
+
+    def _report(self, folder: Path, step: int, features: Sequence[torch.Tensor] | None) -> None:
+        """Probe the features of the training and the test pictures, and write the report."""
         batch = next(self.data.batches())
         batch.pop("rejected")
         sections = [

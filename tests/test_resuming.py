@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -178,8 +179,11 @@ def test_workers_never_see_a_signal_to_stop():
     before = signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
     try:
         with signals_blocked():
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.pthread_kill(threading.get_ident(), signal.SIGTERM)  # to this thread: pytest has others
             assert asked == []
+            print_mask = "import signal; print(signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, []))"
+            started = subprocess.run([sys.executable, "-c", print_mask], capture_output=True, text=True)
+            assert started.stdout == "True\n"
         assert asked == [1]
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -341,3 +345,32 @@ def test_albef_goes_through_a_bad_pixel_unharmed():
     optimizer.step()
     model.update_momentum()
     assert [name for name, value in model.state_dict().items() if not torch.equal(before[name], value)] == []
+
+
+def test_no_bound_is_above_the_absurd_one():
+    """After 128 large but allowed steps, a larger one than 1e8 is still skipped."""
+    method = Full()
+    guard = StepGuard(method, build_optimizer(method, TrainingArguments()), Accelerator(), 10.0)
+    guard.load_state({"recent": [[6e7 + step, 1.0] for step in range(128)], "steps": 128.0, "in_row": 0.0})
+    for loss, kept in ((9e7, True), (1.1e8, False)):
+        guard.begin()
+        guard.add({"loss": torch.tensor(loss)})
+        guard.judge(torch.tensor(1.0))
+        assert bool(guard.kept) is kept, loss
+
+
+def test_momentum_copies_follow_again_after_a_run_whose_last_step_was_skipped(tmp_path):
+    method, _ = trained(tmp_path, [1.0, float("nan")])
+    before = method.copy.updates.item()
+    with torch.no_grad():
+        method.online[0].weight.add_(1.0)
+    method.update_momentum()
+    assert method.copy.updates.item() == before + 1
+    assert not torch.equal(method.copy.get_submodule("online")[0].weight, method.online[0].weight - 1.0)
+
+
+def test_a_tracker_that_fails_costs_a_warning(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Accelerator, "log", lambda *_, **__: (_ for _ in ()).throw(OSError("full")))
+    _, rows = trained(tmp_path, [1.0, 1.0], log_every=1)
+    assert "the tracker failed and is not used further: OSError: full" in capsys.readouterr().out
+    assert [row["step"] for row in rows] == [1, 2]

@@ -128,6 +128,17 @@ def test_resuming_equals_the_straight_run(tmp_path, name):
     assert losses[0] == losses[1] and len(losses[0]) == 4
 
 
+def test_a_report_that_fails_costs_a_warning_and_is_made_again(tmp_path, capsys, monkeypatch):
+    options = {"max_steps": 2, "warmup_steps": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr("ssl_methods.run.knn_accuracy", lambda *_: (_ for _ in ()).throw(OSError("full")))
+        run_here("barlow_twins", tmp_path, **options)
+    assert "the report failed: OSError: full. The trained weights are saved" in capsys.readouterr().out
+    assert AutoModel.from_pretrained(tmp_path / "model") is not None and not (tmp_path / "report.html").exists()
+    run_here("barlow_twins", tmp_path, **options, resume=True)
+    assert (tmp_path / "report.html").exists() and len(rows(tmp_path, "evaluation")) == 1
+
+
 def test_a_dry_run_draws_the_views(tmp_path, capsys):
     run_here("byol", tmp_path / "dry", dry_run=True)
     printed = capsys.readouterr().out

@@ -22,6 +22,8 @@ from .loop import build_accelerator, train
 from .position import Length, run_length
 from .stopping import StopSignal, parent_note
 
+MADE_AGAIN = "The trained weights are saved; --resume makes again what is missing"
+
 
 class Run:
     """Base of runs: what is trained, on which data, how it is evaluated, and what follows training.
@@ -87,7 +89,7 @@ def launch(
         if note and accelerator.num_processes == 1:
             print(note)
         if arguments.report_to != "none":
-            with attempt(f"starting {arguments.report_to}", folder):
+            with attempt(f"starting {arguments.report_to}", folder, then="The run goes on without it"):
                 accelerator.init_trackers(name)
         with StopSignal() as stop:
             method = train(
@@ -104,7 +106,7 @@ def launch(
             )
             with stop.stopping_at_once():
                 run.finish(method, folder, length.total_steps)
-        with attempt(f"closing {arguments.report_to}", folder, length.total_steps):
+        with attempt(f"closing {arguments.report_to}", folder, length.total_steps, then="The run is complete"):
             accelerator.end_training()
 
 
@@ -133,21 +135,19 @@ def _show(run: Run, folder: Path, accelerator: Accelerator) -> None:
 
 
 @contextmanager
-def attempt(what: str, folder: Path, step: int = 0) -> Iterator[None]:
-    """A context for what follows the last checkpoint. If it fails, that costs a warning: printed, and in the log.
+def attempt(what: str, folder: Path, step: int = 0, then: str = MADE_AGAIN) -> Iterator[None]:
+    """A context for what the training does not need. If it fails, that costs a warning: printed, and in the log.
 
     Args:
         what: is done, for the warning.
         folder: of the run.
         step: of the row.
+        then: what the failure means for the run.
     """
     try:
         yield
     except Exception as error:
-        text = (
-            f"{what} failed: {type(error).__name__}: {error}. The trained weights are saved; --resume makes again "
-            "what is missing"
-        )
+        text = f"{what} failed: {type(error).__name__}: {error}. {then}"
         print(f"warning: {text}")
         with contextlib.suppress(OSError):
             append_lines(folder / "log.jsonl", [{"kind": "warning", "step": step, "text": text}])

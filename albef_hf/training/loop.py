@@ -106,7 +106,8 @@ class StepGuard:
         values = torch.stack([loss, norm.float()])
         spread, mean = torch.std_mean(self.recent, dim=0)
         highest = mean + torch.maximum(self.deviations * spread, mean.abs())
-        highest = torch.where((self.steps < len(self.recent)) | (self.deviations == 0), ABSURD, highest)
+        everything = (self.steps < len(self.recent)) | (self.deviations == 0)
+        highest = torch.where(everything, ABSURD, highest.clamp(max=ABSURD))
         self.kept = (values.abs() <= highest).all()
         for group, *states in zip(self.groups, self.before, after, strict=True):
             flat = torch.where(self.kept, states[1], states[0]).split([buffer.numel() for buffer in group])
@@ -122,6 +123,11 @@ class StepGuard:
         self.sums["gradient_norm"] += torch.where(self.kept, norm, 0.0)
         self.sums["skipped_steps"] += ~self.kept
         self.sums["spikes"] += finite & ~self.kept
+
+    def release(self) -> None:
+        """After the last step: momentum copies follow again whatever that step was."""
+        for copied in self.copies:
+            copied.kept = None
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs, as JSON."""
@@ -156,7 +162,10 @@ def train(
     """
     with contextlib.nullcontext(stop) if stop else StopSignal() as listening:
         run = RunState(method, data, arguments, accelerator, listening, StepGuard, **options)
-        make_steps(run)
+        try:
+            make_steps(run)
+        finally:
+            run.guard.release()
     run.log.bar.close()
     if run.stop.agreed:
         accelerator.print(f"stopped after step {run.position.step}; go on with --resume")
