@@ -15,7 +15,7 @@ from helpers import tiny_batch, tiny_model
 from torch import nn
 from transformers.utils import ModelOutput
 
-from albef_hf.data.batches import RejectionLog, signals_blocked
+from albef_hf.data.batches import RejectionLog, TrainingData, signals_blocked
 from albef_hf.data.lines import read_lines
 from albef_hf.momentum import FeatureQueue, MomentumCopy
 from albef_hf.reporting.log import LogWriter
@@ -26,7 +26,7 @@ from albef_hf.training.checkpoints import load_checkpoint, newest_valid, save_ch
 from albef_hf.training.identity import claim
 from albef_hf.training.loop import StepGuard, build_accelerator, train
 from albef_hf.training.optimization import build_optimizer
-from albef_hf.training.position import Length, Position
+from albef_hf.training.position import Length, Position, run_length
 
 # -- checkpoints ------------------------------------------------------------------------------------------------------
 
@@ -142,6 +142,26 @@ def test_what_may_change_is_listed_and_what_may_not_is_refused_by_name():
             compare_settings(identity(), identity(**wrong), streaming)
 
 
+def test_other_versions_of_packages_are_listed():
+    newer = identity() | {"versions": {"torch": "2", "timm": "1"}}
+    assert compare_settings(identity(), newer, False) == {"version of torch": ("1", "2")}
+
+
+def test_a_run_is_as_long_as_its_epochs_or_its_steps():
+    data = Rows()
+    assert run_length(TrainingArguments(epochs=1.5, accumulation=4), data) == Length(25, 38)
+    assert run_length(TrainingArguments(epochs=1.5, max_steps=7), data) == Length(100, 7)
+
+
+def test_a_rejected_row_is_listed_with_the_step_that_drew_it(tmp_path):
+    data = Rows()
+    data.batches = lambda start=0: (
+        {"pixel_values": torch.randn(3, 4), "rejected": [{"row": number}]} for number in range(start, 9)
+    )
+    trained(tmp_path, [1.0] * 2, data)
+    assert read_lines(tmp_path / "rejected.jsonl") == [{"row": 0, "step": 1}, {"row": 1, "step": 2}]
+
+
 def test_the_place_in_the_data_is_counted_in_samples():
     """40 rows in steps of 16: 2 steps an epoch. After 3 steps, sample 16 of epoch 1 comes next, in steps of 8 too."""
     before = Position(Length(2, 20), (16, 1, 1), 40, 32, step=3)
@@ -187,6 +207,28 @@ def test_workers_never_see_a_signal_to_stop():
         assert asked == [1]
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+class Masks:
+    """Samples that say which signals their process blocks."""
+
+    def __init__(self) -> None:
+        self.corpus = self
+
+    def __len__(self) -> int:
+        return 2
+
+    def order(self, seed, epoch):
+        return [0, 1]
+
+    def __getitem__(self, key):
+        return signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def test_the_workers_of_training_block_signals_and_the_training_process_does_not():
+    masks = next(TrainingData(Masks(), list, batch_size=2, seed=0, workers=1).batches())
+    assert all({signal.SIGTERM, signal.SIGINT, signal.SIGUSR1} <= mask for mask in masks)
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 # -- steps that do not count ------------------------------------------------------------------------------------------
