@@ -15,7 +15,7 @@ def repository(tmp_path_factory):
 
 
 def test_what_the_page_adds_passes_its_tests(repository):
-    selected = "csv or squares or balance or negative or documented_tree or installed or each_operation_alone"
+    selected = "ndjson or squares or balance or negative or documented_tree or installed or each_operation_alone"
     files = ("data", "evaluation_balance", "augmentation", "ssl_augment", "architecture")
     found, _ = pass_in(repository, selected, *(f"test_{name}" for name in files))
     assert found >= 8

@@ -11,8 +11,8 @@ class DataArguments:
     dataset: str = field(
         default="emoji",
         metadata={
-            "help": "`emoji`, `digits` or `fashion_mnist` (built in), a Hub id, a folder of pictures, a saved Arrow "
-            "folder, or Parquet, tar or JSON files"
+            "help": "`emoji`, `digits` or `fashion_mnist` (built in), a Hub id (owner/name), a folder of pictures or "
+            "of files of rows, a saved Arrow folder, or Parquet, Arrow, JSON, csv, tsv, tar or zip files"
         },
     )
     dataset_options: dict[str, Any] = field(
@@ -32,13 +32,19 @@ class DataArguments:
     streaming_window: int = field(
         default=4096, metadata={"help": "when streaming, rows are shuffled within windows of this many"}
     )
-    split: str = field(default="train", metadata={"help": "split of the data set"})
+    split: str = field(default="train", metadata={"help": "split of the data set; `all` takes a whole folder"})
     revision: str | None = field(default=None, metadata={"help": "revision of a data set of the Hub"})
-    image_column: str = field(default="image", metadata={"help": "column with the picture or its path"})
-    caption_column: str = field(default="captions", metadata={"help": "column with one caption or a list of them"})
+    image_column: str = field(
+        default="image",
+        metadata={"help": "column with the picture or its path; in archives endings of files, such as `jpg;png`"},
+    )
+    caption_column: str = field(
+        default="captions",
+        metadata={"help": "column with one caption or a list of them, or a field in it: `caption.en`, `json.caption`"},
+    )
     id_column: str | None = field(
         default=None,
-        metadata={"help": "rows with equal values in this column show the same thing; left out, no two rows do"},
+        metadata={"help": "rows with equal values here show the same thing; left out, rows with the same path do"},
     )
     label_column: str | None = field(
         default=None,

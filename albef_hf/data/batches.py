@@ -20,6 +20,7 @@ from ..processing_albef import AlbefProcessor
 from .arguments import DataArguments
 from .augmentation import Augmentation
 from .corpora import Corpora, random_generator
+from .fields import usable_captions
 from .hashing import stable_id
 from .images import BadImage, decode_image
 from .lines import append_lines, read_lines, write_lines
@@ -126,15 +127,9 @@ class PretrainingSamples(Samples):
         super().__init__(corpus, arguments, seed)
         self.processor, self.augment = processor, augment
 
-    def _caption(self, value: Any, generator: np.random.Generator) -> str:
-        captions = [value] if isinstance(value, str) or value is None else value
-        usable = [caption for caption in captions if caption and self.processor.clean_caption(caption)]
-        if not usable:
-            raise BadImage("no caption with words in it")
-        return usable[int(generator.integers(len(usable)))]
-
     def prepare(self, row: dict[str, Any], generator: np.random.Generator) -> dict[str, Any]:
-        caption = self._caption(row["captions"], generator)
+        captions = usable_captions(row["captions"], self.processor)
+        caption = captions[int(generator.integers(len(captions)))]
         pixels = self.augment(decode_image(row["image"], self.arguments.max_image_pixels), generator)
         return {
             "pixel_values": pixels,

@@ -1,16 +1,20 @@
 """What a run remembers of its data, to notice that it goes on with other data."""
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
 from .batches import TrainingData
 
 ROWS = 16  # looked at in each data set
+_IDS = ("group", "image_id")  # where none is given, made of the data set's name and the row or its picture
 
 
 def _digest(value: Any, into: "hashlib._Hash") -> None:
     """Add a value of an undecoded row. A picture counts by its bytes, or by the name and size of its file."""
+    if isinstance(value, str) and os.path.isabs(value) and os.path.isfile(value):
+        value = {"path": value}
     if isinstance(value, dict):
         if value.get("bytes") is not None:
             _digest(value["bytes"], into)
@@ -39,8 +43,10 @@ def data_fingerprint(data: TrainingData) -> dict[str, Any]:
     if corpus is None:
         return {"rows": data.rows, "digest": None}
     into = hashlib.sha256()
-    for part, count in zip(corpus.parts, corpus.counts, strict=True):
+    for part, name, count in zip(corpus.parts, corpus.names, corpus.counts, strict=True):
         _digest((len(part), int(count), list(part.column_names)), into)
         for number in range(ROWS):
-            _digest(part[number * (len(part) - 1) // (ROWS - 1)], into)
+            row = part[number * (len(part) - 1) // (ROWS - 1)]
+            own = {key: str(value).removeprefix(f"{name}:") for key, value in row.items() if key in _IDS}
+            _digest({**row, **own}, into)
     return {"rows": data.rows, "digest": into.hexdigest()}

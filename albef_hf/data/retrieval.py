@@ -6,6 +6,7 @@ from typing import Any
 import datasets
 
 from .arguments import DataArguments
+from .fields import NotText, texts_of
 from .sources import load_corpus
 
 
@@ -40,7 +41,10 @@ def gallery(rows: datasets.Dataset, group_column: str, name: str, first_caption:
     paths = rows["image"] if rows.features["image"] == datasets.Value("string") else range(len(rows))
     for number, (path, group, captions) in enumerate(zip(paths, rows[group_column], rows["captions"], strict=True)):
         images.setdefault((group, path), number)
-        captions = [captions] if isinstance(captions, str) else captions
+        try:
+            captions = texts_of(captions)
+        except NotText as problem:
+            raise ValueError(f"{name}, row {number}: its captions are {problem.reason}, no texts") from problem
         for caption in captions[:1] if first_caption else captions:
             texts[(group, caption)] = None
     return RetrievalData(

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ..data.batches import stable_id
-from ..data.images import BadImage
+from ..data.fields import usable_captions
 from .rows import KARPATHY_LISTS, holds_paths, load_karpathy
 from .task import Task
 
@@ -67,10 +67,7 @@ class CaptionTask(PairTask):
 
     def prepare(self, row: Mapping[str, Any], generator: np.random.Generator, training: bool) -> dict[str, Any]:
         """The row's picture with one of its captions, drawn at random."""
-        captions = [row["captions"]] if isinstance(row["captions"], str) else row["captions"] or []
-        usable = [caption for caption in captions if caption and self.processor.clean_caption(caption)]
-        if not usable:
-            raise BadImage("captions: no caption with words in it")
+        usable = usable_captions(row["captions"], self.processor)
         return self.pair(row, usable[int(generator.integers(len(usable)))], generator, training)
 
     def tokenize(self, texts: Sequence[str], training: bool) -> Mapping[str, torch.Tensor]:

@@ -102,8 +102,8 @@ class Task:
             ValueError: a column is unknown or missing; says which come nearest.
         """
         needed, optional = cls.source_columns(dataset, dict(columns or {}))
-        rows = load_columns(dataset, needed, optional, split=split, revision=revision, options=options)
-        root = Path(image_root) if image_root is not None else Path(dataset).expanduser().parent
+        rows, folder = load_columns(dataset, needed, optional, split=split, revision=revision, options=options)
+        root = Path(image_root).expanduser() if image_root is not None else folder
         return complete_paths(cls.complete_rows(rows, dataset), cls.image_columns, root, image_suffix)
 
     @classmethod
