@@ -1,21 +1,25 @@
 """Preprocessing of pictures and texts as in the published code. The paper does not describe it."""
 
 import copy
+import difflib
 import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from tokenizers import Regex, normalizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast, ViTImageProcessorPil
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import PILImageResampling
-from transformers.processing_utils import ProcessorMixin
+from transformers.processing_utils import ImagesKwargs, ProcessorMixin
 from transformers.tokenization_utils_base import BatchEncoding
 
 from .configuration_albef import AlbefTextConfig
+from .image_conversion import to_rgb
 from .model_folder import check_json, read_json
 from .remote_code import SavesCode
 
@@ -26,6 +30,7 @@ IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 _DELETED = re.compile(r"[,.'!?\"()*#:;~]")
 _SPACED = re.compile(r"[-/]")
 _SPACES = re.compile(r"\s{2,}")
+_TEXT_OPTIONS = ("max_length", "padding", "truncation")
 
 
 def _cleaning() -> list[normalizers.Normalizer]:
@@ -63,6 +68,17 @@ def _with_cleaning(tokenizer: Any) -> PreTrainedTokenizerFast:
         padding_side=tokenizer.padding_side,
         **tokenizer.special_tokens_map,
     )
+
+
+class UnknownOption(TypeError, ValueError):
+    """A keyword that a processor does not take."""
+
+
+def _as_seen(image: Any) -> Any:
+    """A Pillow image, or an array of 16-bit gray, as training sees it; whatever else as it is."""
+    if isinstance(image, np.ndarray) and image.dtype == np.uint16 and image.ndim == 2:
+        image = Image.fromarray(image)
+    return to_rgb(image) if isinstance(image, Image.Image) else image
 
 
 class AlbefProcessor(SavesCode, ProcessorMixin):
@@ -164,45 +180,81 @@ class AlbefProcessor(SavesCode, ProcessorMixin):
         return " ".join(question.split(" ")[: 30 if train else 50])
 
     def tokenize_captions(
-        self, captions: Sequence[str], max_length: int = 25, padding: str | bool = "longest"
+        self,
+        captions: Sequence[str],
+        max_length: int = 25,
+        padding: str | bool = "longest",
+        return_tensors: str | None = "pt",
+        truncation: bool = True,
     ) -> BatchEncoding:
         """Clean and tokenize: `input_ids` and `attention_mask` (captions, tokens), at most `max_length` tokens."""
         return self.tokenizer(
             [self.clean_caption(caption) for caption in captions],
             padding=padding,
-            truncation=True,
+            truncation=truncation,
             max_length=max_length,
-            return_tensors="pt",
+            return_tensors=return_tensors,
             return_token_type_ids=False,
         )
 
     def __call__(
-        self, images: Any = None, text: str | Sequence[str] | None = None, return_tensors: str = "pt", **kwargs: Any
+        self,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
+        return_tensors: str | None = "pt",
+        **kwargs: Any,
     ) -> BatchFeature:
         """Make model inputs from pictures, texts or both; their numbers may differ.
+
+        Pictures are seen as in training: EXIF orientation applied, transparent parts white, 16-bit gray scaled.
 
         Args:
             images: one picture or several, as the image processor takes them.
             text: one text or several.
-            kwargs: `max_length` and `padding` of the texts.
+            return_tensors: `pt`, `np`, or None for lists.
+            kwargs: `max_length`, `padding` and `truncation` of the texts, and the options of the image processor, such
+                as `size`; also as `text_kwargs` and `images_kwargs`.
 
         Returns: `pixel_values` (pictures, 3, image_size, image_size); `input_ids`, `attention_mask` (texts, tokens).
 
         Raises:
-            ValueError: neither pictures nor texts are given.
+            ValueError: neither pictures nor texts are given, a text is no string, or a picture cannot be converted.
+            UnknownOption: a keyword that neither takes; names the nearest. It is a TypeError and a ValueError.
         """
+        text_options, image_options = self._divide_options(kwargs)
         if images is None and text is None:
             raise ValueError("give images, text or both")
         features: dict[str, Any] = {}
         if text is not None:
             captions = [text] if isinstance(text, str) else list(text)
-            encoded = self.tokenize_captions(
-                captions, kwargs.pop("max_length", self.max_length), kwargs.pop("padding", "longest")
-            )
+            for number, caption in enumerate(captions):
+                if not isinstance(caption, str):
+                    raise ValueError(f"text {number} is no string but {type(caption).__name__}: {caption!r}")
+            options = {"max_length": self.max_length, "return_tensors": return_tensors, **text_options}
+            encoded = self.tokenize_captions(captions, **options)
             features |= {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
         if images is not None:
-            features |= self.image_processor(images, return_tensors=return_tensors)
+            seen = [_as_seen(image) for image in images] if isinstance(images, list | tuple) else _as_seen(images)
+            features |= self.image_processor(seen, return_tensors=return_tensors, **image_options)
         return BatchFeature(features)
+
+    def _divide_options(self, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Options of the texts and of the image processor."""
+        known = set(getattr(type(self.image_processor).valid_kwargs, "__annotations__", ()))
+        known |= set(ImagesKwargs.__annotations__)
+        text = dict(given.pop("text_kwargs", {}))
+        image = dict(given.pop("images_kwargs", {}))
+        common = dict(given.pop("common_kwargs", {}))
+        for name, value in {**common, **given}.items():
+            (text if name in _TEXT_OPTIONS else image)[name] = value
+        for name in [
+            *(name for name in text if name not in _TEXT_OPTIONS),
+            *(name for name in image if name not in known),
+        ]:
+            near = difflib.get_close_matches(name, [*_TEXT_OPTIONS, *known], n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"texts take {', '.join(_TEXT_OPTIONS)}"
+            raise UnknownOption(f"the processor takes no {name!r}; {hint}")
+        return text, image
 
     def check_text_model(self, config: PreTrainedConfig) -> None:
         """Check that the vocabulary fits a text model of this configuration.

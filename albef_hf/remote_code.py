@@ -21,6 +21,7 @@ TEXT_AUTO_MAP = {
 FILES = (
     "configuration_albef.py",
     "gathering.py",
+    "image_conversion.py",
     "losses.py",
     "model_folder.py",
     "modeling_albef.py",

@@ -138,8 +138,8 @@ def draw_view(recipe: ViewRecipe, generator: np.random.Generator) -> np.ndarray:
     return numbers
 
 
-def crop_view(image: Image.Image, size: int, recipe: ViewRecipe, generator: np.random.Generator) -> Image.Image:
-    """A random box of a picture, resized to `size` x `size` pixels."""
+def crop_view(image: Any, size: int, recipe: ViewRecipe, generator: np.random.Generator) -> Any:
+    """A random box of a picture, or of `Bands`, resized to `size` x `size` pixels."""
     return random_crop(image, size, recipe.scale, generator, recipe.attempts, recipe.interpolation)
 
 
@@ -190,9 +190,7 @@ RowChange = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (pictures, o
 
 
 def _to_gray(pixels: torch.Tensor) -> torch.Tensor:
-    """(n, channels, h, w) -> (n, 1, h, w)."""
-    if pixels.shape[1] != 3:
-        return pixels.mean(1, keepdim=True)
+    """(n, 3, h, w) -> (n, 1, h, w)."""
     red, green, blue = pixels.split(1, dim=1)
     return (GRAY_WEIGHTS[0] * red).add_(green, alpha=GRAY_WEIGHTS[1]).add_(blue, alpha=GRAY_WEIGHTS[2])
 
@@ -252,7 +250,7 @@ def _change_colors(pixels: torch.Tensor, numbers: torch.Tensor, additive: bool) 
         if additive:
             base = number + of_mean * pixels.mean((2, 3), keepdim=True)
         else:
-            gray = _to_gray(pixels)
+            gray = _to_gray(pixels) if pixels.shape[1] == 3 else pixels
             base = of_mean * gray.mean((2, 3), keepdim=True) + of_gray * gray
         pixels = torch.addcmul(base, pixels, factor)
         if not additive:  # BYOL's code clips once, at the end
@@ -284,7 +282,7 @@ def augment_tensors(pixels: torch.Tensor, numbers: torch.Tensor, additive: bool 
     """Augment a batch of crops (n, channels, h, w) in 0 .. 1, on any device, by their numbers (n, 13) of `draw_view`.
 
     The numbers are on the CPU, so that it is known without waiting for the device what each picture needs. Pictures
-    without three channels keep saturation and hue, and their gray is the mean over channels. additive: `ViewRecipe`.
+    without three channels keep saturation and hue and lose no color, since they have none. additive: `ViewRecipe`.
     """
     changes: dict[int, RowChange] = {
         FLIP: lambda rows, _: rows.flip(3),
@@ -294,6 +292,9 @@ def augment_tensors(pixels: torch.Tensor, numbers: torch.Tensor, additive: bool 
         SOLARIZE: lambda rows, _: torch.where(rows >= 128 / 255, 1 - rows, rows),
     }
     pixels = pixels.clone()
+    if pixels.shape[1] != 3:
+        del changes[GRAY_BEFORE]
+        changes[GRAY_AFTER] = lambda rows, _: rows
     for column, change in changes.items():
         if column == GRAY_AFTER:
             pixels = _change_colors(pixels, numbers, additive)
@@ -307,8 +308,8 @@ def normalize_pixels(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[
     return (pixels - average) / deviation
 
 
-def to_unit_range(image: Image.Image) -> torch.Tensor:
-    """A picture -> (channels, h, w) in 0 .. 1."""
+def to_unit_range(image: Any) -> torch.Tensor:
+    """A picture, or `Bands` -> (channels, h, w); 8 bits become 0 .. 1, other numbers stay."""
     array = np.array(image)
-    pixels = torch.from_numpy(array if array.ndim == 3 else array[:, :, None]).permute(2, 0, 1)
-    return pixels.contiguous().float() / 255
+    pixels = torch.from_numpy(array if array.ndim == 3 else array[:, :, None]).permute(2, 0, 1).contiguous()
+    return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels

@@ -5,12 +5,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from albef_hf.data.arguments import DataArguments
 from albef_hf.data.batches import Collator, Samples, TrainingData
 from albef_hf.data.corpora import Corpora
-from albef_hf.data.images import decode_image
+from albef_hf.data.images import BadImage
 from albef_hf.data.loading import assemble
 
 from .augment import (
@@ -22,17 +21,7 @@ from .augment import (
     normalize_pixels,
     view_recipes,
 )
-
-
-def to_channels(image: Image.Image, channels: int) -> Image.Image:
-    """A picture in color (3) or gray (1).
-
-    Raises:
-        ValueError: other numbers of channels: pictures have none such.
-    """
-    if channels not in (1, 3):
-        raise ValueError(f"pictures have 1 or 3 channels; for {channels} give a method's forward tensors of your own")
-    return image.convert("L") if channels == 1 else image
+from .bands import SEEN, Bands, read_picture
 
 
 class TwoViewSamples(Samples):
@@ -52,7 +41,9 @@ class TwoViewSamples(Samples):
         self.recipes, self.size, self.channels, self.pillow = recipes, size, channels, pillow
 
     def prepare(self, row: dict[str, Any], generator: np.random.Generator) -> dict[str, Any]:
-        image = to_channels(decode_image(row["image"], self.arguments.max_image_pixels), self.channels)
+        image = read_picture(row["image"], self.channels, self.arguments.max_image_pixels)
+        if self.pillow and isinstance(image, Bands):
+            raise BadImage("Pillow cannot change the colors of arrays: set augmentation_device to tensors")
         views, numbers = [], []
         for recipe in self.recipes:
             view = crop_view(image, self.size, recipe, generator)
@@ -63,8 +54,8 @@ class TwoViewSamples(Samples):
 
 
 class TwoViewCollator(Collator):
-    """Crops -> `views` (batch, 2, channels, h, w) and `shuffle_draws` (batch,). Eight-bit crops travel to the device;
-    colors are changed there, unless Pillow has done it."""
+    """Crops -> `views` (batch, 2, channels, h, w) and `shuffle_draws` (batch,). Crops of 8 bits travel to the device,
+    arrays as they are; colors are changed there, unless Pillow has done it."""
 
     def __init__(
         self,
@@ -76,8 +67,10 @@ class TwoViewCollator(Collator):
         self.recipes, self.mean, self.std, self.pillow = recipes, mean, std, pillow
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        crops = torch.from_numpy(np.stack([np.stack(sample["views"]) for sample in samples]))
-        crops = crops[..., None] if crops.dim() == 4 else crops
+        views = [view if view.ndim == 3 else view[:, :, None] for sample in samples for view in sample["views"]]
+        if not all(view.dtype == np.uint8 for view in views):
+            views = [view / np.float32(255) if view.dtype == np.uint8 else view for view in views]
+        crops = torch.from_numpy(np.stack(views)).unflatten(0, (len(samples), 2))
         return {
             "crops": crops.permute(0, 1, 4, 2, 3).contiguous(),
             "numbers": torch.from_numpy(np.stack([np.stack(sample["numbers"]) for sample in samples])).float(),
@@ -86,7 +79,8 @@ class TwoViewCollator(Collator):
         }
 
     def to_device(self, batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-        pixels = batch["crops"].to(device, non_blocking=True).float() / 255
+        pixels = batch["crops"].to(device, non_blocking=True)
+        pixels = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
         if not self.pillow:
             numbers = batch["numbers"].unbind(1)
             views = zip(pixels.unbind(1), numbers, self.recipes, strict=True)
@@ -120,6 +114,8 @@ def build_two_view_data(
     pillow = arguments.augmentation_device == "pillow"
     if pillow and any(recipe.additive for recipe in recipes):
         raise ValueError("BYOL's colors are defined on numbers, not pictures: set augmentation_device to tensors")
+    if pillow and channels not in SEEN:
+        raise ValueError(f"Pillow cannot change the colors of {channels} channels: set augmentation_device to tensors")
     return assemble(
         arguments,
         lambda corpus: TwoViewSamples(corpus, recipes, image_size, channels, pillow, arguments, seed),

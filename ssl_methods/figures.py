@@ -9,8 +9,9 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from albef_hf.data.images import decode_image
 from albef_hf.losses import unit_vectors
+
+from .bands import displayed, read_picture
 
 SHOWN = 8
 NEIGHBORS = 6
@@ -46,7 +47,7 @@ def draw_views(views: torch.Tensor, mean: Sequence[float], std: Sequence[float],
         for view in range(2):
             axes = figure.add_subplot(2, count, view * count + column + 1)
             pixels = (views[column, view].cpu() * deviation + average).clamp(0, 1)
-            _show(axes, pixels.permute(1, 2, 0).numpy())
+            _show(axes, pixels[: 3 if len(pixels) >= 3 else 1].permute(1, 2, 0).numpy())
             if column == 0:
                 axes.set_ylabel(f"view {view + 1}", fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +73,7 @@ def draw_neighbors(
             axes = figure.add_subplot(len(queries), NEIGHBORS + 1, line * (NEIGHBORS + 1) + column + 1)
             same = labels is not None and labels[index] == labels[int(query)]
             color = None if column == 0 or labels is None else (RIGHT if same else WRONG)
-            _show(axes, np.asarray(decode_image(pictures[index])), color)
+            _show(axes, displayed(read_picture(pictures[index], pictures.channels)), color)
             if line == 0:
                 axes.set_title("query" if column == 0 else f"{column}", fontsize=9)
             if color is not None:

@@ -4,33 +4,50 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import nn
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from albef_hf.data.arguments import DataArguments
-from albef_hf.data.images import decode_image
 from albef_hf.data.sources import load_corpus
 from albef_hf.evaluation.mode import evaluation_mode
 from albef_hf.evaluation.probes import extract_features
 from albef_hf.gathering import gather_rows, rank, world_size
 
 from .augment import normalize_pixels, to_unit_range
-from .data import to_channels
+from .bands import read_picture
 
 
-def pixel_statistics(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation that pictures are normalized with: ImageNet's for color."""
+def pixel_statistics(
+    channels: int, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation that pictures are normalized with, a number for each channel.
+
+    Args:
+        mean, std: those of a configuration; where left out, ImageNet's for color, and 0.5 and 0.25 otherwise.
+
+    Raises:
+        ValueError: there are not as many as channels, or a deviation is not positive.
+    """
+    usual: tuple[Sequence[float], Sequence[float]] = ((0.5,) * channels, (0.25,) * channels)
     if channels == 3:
-        return tuple(IMAGENET_DEFAULT_MEAN), tuple(IMAGENET_DEFAULT_STD)
-    return (0.5,) * channels, (0.25,) * channels
+        usual = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    means, deviations = tuple(mean or usual[0]), tuple(std or usual[1])
+    for name, values in (("image_mean", means), ("image_std", deviations)):
+        if len(values) != channels:
+            raise ValueError(f"{name} has {len(values)} numbers, but the model takes {channels} channels")
+    if min(deviations) <= 0:
+        raise ValueError(f"image_std must be positive, not {list(deviations)}")
+    return means, deviations
 
 
 class Pictures:
     """A labeled data set for probes: undecoded pictures, and how they become pixels."""
 
-    def __init__(self, corpus: Any, size: int, channels: int) -> None:
+    def __init__(self, corpus: Any, size: int, channels: int, statistics: Any = None) -> None:
         self.corpus, self.size, self.channels = corpus, size, channels
-        self.mean, self.std = pixel_statistics(channels)
+        chosen: tuple[Sequence[float], Sequence[float]] = statistics or pixel_statistics(channels)
+        self.mean, self.std = chosen
         self.labels = torch.tensor(corpus["label"])
         feature = corpus.features["label"]
         self.names = getattr(feature, "names", None)
@@ -43,12 +60,12 @@ class Pictures:
 
     def to_pixels(self, picture: Any) -> torch.Tensor:
         """Squashed to a square without augmentation; drawings and crops of small sets have nothing to cut off."""
-        image = to_channels(decode_image(picture), self.channels).resize((self.size, self.size), 3)
+        image = read_picture(picture, self.channels).resize((self.size, self.size), Image.Resampling.BICUBIC)
         return normalize_pixels(to_unit_range(image), self.mean, self.std)
 
     def select(self, rows: Sequence[int]) -> "Pictures":
         """Some of the pictures, none of them read yet."""
-        return Pictures(self.corpus.select(rows), self.size, self.channels)
+        return Pictures(self.corpus.select(rows), self.size, self.channels, (self.mean, self.std))
 
     def encode(self, encode: Any, device: torch.device | str = "cpu") -> torch.Tensor:
         """What a function makes of pixels (batch, channels, h, w): all pictures, on all ranks; each does its share."""
@@ -76,4 +93,5 @@ def load_pictures(arguments: DataArguments, size: int, channels: int) -> tuple[P
         options=arguments.evaluation_dataset_options or arguments.dataset_options,
         **common,
     )
-    return Pictures(train, size, channels), Pictures(test, size, channels)
+    statistics = pixel_statistics(channels, arguments.image_mean, arguments.image_std)
+    return Pictures(train, size, channels, statistics), Pictures(test, size, channels, statistics)

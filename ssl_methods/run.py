@@ -65,7 +65,7 @@ class ImageRun(Run):
         self.method = build_method(model_arguments)
         self.size = model_arguments.image_size
         self.channels = getattr(self.method.backbone.backbone.config, "num_channels", 3)
-        self.mean, self.std = pixel_statistics(self.channels)
+        self.mean, self.std = pixel_statistics(self.channels, data_arguments.image_mean, data_arguments.image_std)
         self.data = build_two_view_data(
             data_arguments,
             image_size=self.size,

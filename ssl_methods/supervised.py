@@ -7,11 +7,10 @@ from torch import nn
 from tqdm import tqdm
 
 from albef_hf.data.corpora import random_generator
-from albef_hf.data.images import decode_image
 from albef_hf.vision_backbone import VisionBackbone
 
 from .augment import ViewRecipe, crop_view, draw_view, normalize_pixels, to_unit_range
-from .data import to_channels
+from .bands import read_picture
 from .pictures import Pictures
 
 
@@ -43,7 +42,7 @@ def train_supervised(
         pixels = []
         for position, picture in enumerate(pictures[rows]):
             generator = random_generator(seed, epoch, place, position)
-            image = to_channels(decode_image(picture), pictures.channels)
+            image = read_picture(picture, pictures.channels)
             crop = to_unit_range(crop_view(image, pictures.size, recipe, generator))
             pixels.append(crop.flip(2) if draw_view(recipe, generator)[0] else crop)
         logits = layer(backbone(normalize_pixels(torch.stack(pixels), pictures.mean, pictures.std)).pooled)

@@ -10,6 +10,8 @@ from PIL import Image
 from transformers import AutoProcessor, BertTokenizer
 
 from albef_hf import AlbefProcessor, AlbefTextConfig
+from albef_hf.data.augmentation import build_augmentation
+from albef_hf.data.images import decode_image
 from albef_hf.processing_albef import IMAGE_MEAN, IMAGE_STD
 
 
@@ -64,3 +66,77 @@ def test_a_vocabulary_that_does_not_fit_is_an_error(processor):
         empty.check_text_model(AlbefTextConfig())
     with pytest.raises(ValueError, match="images, text or both"):
         processor()
+
+
+def oriented() -> Image.Image:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 40, 3), dtype=np.uint8))
+    image.getexif()[0x0112] = 6
+    return image
+
+
+UNUSUAL = {
+    "turned by EXIF": oriented,
+    "16-bit gray": lambda: Image.fromarray(np.linspace(0, 65535, 800).reshape(20, 40).astype(np.uint16)),
+    "transparent": lambda: Image.fromarray(np.random.default_rng(1).integers(0, 255, (20, 40, 4), dtype=np.uint8)),
+    "a transparent palette": lambda: Image.new("P", (20, 40)),
+    "one bit": lambda: Image.new("1", (20, 40), 1),
+}
+
+
+@pytest.mark.parametrize("kind", UNUSUAL)
+def test_the_processor_sees_what_training_sees(processor, kind):
+    image = UNUSUAL[kind]()
+    if kind == "a transparent palette":
+        image.info["transparency"] = 0
+    augment = build_augmentation("none", processor.image_size, processor.image_mean, processor.image_std)
+    expected = augment(decode_image(image), np.random.default_rng(0))
+    for given in (image, [image]):
+        found = processor(images=given)["pixel_values"]
+        assert found.shape == (1, 3, 32, 32)
+        torch.testing.assert_close(found[0], expected, atol=1e-5, rtol=0)
+    if kind == "16-bit gray":
+        found = processor(images=np.asarray(image))["pixel_values"][0]
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+        assert -2 < found.mean() < 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_lenght": 5}, "no 'max_lenght'; did you mean 'max_length'"),
+        ({"padding_side": "left"}, "no 'padding_side'"),
+        ({"text_kwargs": {"size": 3}}, "no 'size'"),
+        ({"images_kwargs": {"siez": 3}}, "no 'siez'; did you mean 'size'"),
+        ({"anything": 1}, "no 'anything'; texts take max_length"),
+    ],
+)
+@pytest.mark.parametrize("kind", [TypeError, ValueError])
+def test_an_unknown_keyword_is_an_error(processor, options, message, kind):
+    with pytest.raises(kind, match=message):
+        processor(images=Image.new("RGB", (8, 8)), text="a dog", **options)
+
+
+def test_known_keywords_do_something(processor):
+    image = Image.new("RGB", (8, 8), (255, 0, 0))
+    small = {"height": 16, "width": 16}
+    for options in ({"size": small}, {"images_kwargs": {"size": small}}, {"common_kwargs": {"size": small}}):
+        assert processor(images=image, **options)["pixel_values"].shape == (1, 3, 16, 16)
+    assert processor(images=image, do_normalize=False)["pixel_values"].max() == 1
+    for options in ({"max_length": 3}, {"text_kwargs": {"max_length": 3}}):
+        assert processor(text="a ripe red tomato", **options)["input_ids"].shape == (1, 3)
+    assert processor(text="word " * 29 + "end", truncation=False, max_length=3)["input_ids"].shape == (1, 31)
+
+
+def test_tensors_of_the_kind_that_is_asked_for(processor):
+    inputs = {"images": Image.new("RGB", (8, 8)), "text": ["a dog", "cat"]}
+    for name, value in processor(**inputs, return_tensors="np").items():
+        assert isinstance(value, np.ndarray), name
+    for name, value in processor(**inputs).items():
+        assert isinstance(value, torch.Tensor), name
+    assert isinstance(processor(text="a dog", return_tensors=None)["input_ids"], list)
+
+
+@pytest.mark.parametrize("text", [[3], [None], [["a"]]])
+def test_what_is_no_text_is_refused(processor, text):
+    with pytest.raises(ValueError, match="text 0 is no string but"):
+        processor(text=text)

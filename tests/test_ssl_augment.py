@@ -205,6 +205,6 @@ def test_gray_pictures():
     batch = next(data.batches())
     batch.pop("rejected")
     assert data.to_device(batch, torch.device("cpu"))["views"].shape == (4, 2, 1, 16, 16)
-    with pytest.raises(ValueError, match="1 or 3 channels"):
+    with pytest.raises(ValueError, match=r"3 channels \(RGB\), but the model takes 2"):
         data = build_two_view_data(digits(), image_size=8, channels=2, mean=(0,), std=(1,), batch_size=4, seed=0)
         next(data.batches())

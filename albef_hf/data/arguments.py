@@ -73,6 +73,13 @@ class DataArguments:
     max_image_pixels: int = field(
         default=89_478_485, metadata={"help": "pictures with more pixels are rejected without decoding them"}
     )
+    image_mean: list[float] | None = field(
+        default=None,
+        metadata={"help": "image-only: mean of each channel, in 0 .. 1; left out, ImageNet's for color, else 0.5"},
+    )
+    image_std: list[float] | None = field(
+        default=None, metadata={"help": "image-only: deviation of each channel; left out, ImageNet's, else 0.25"}
+    )
     workers: int = field(
         default=0, metadata={"help": "processes that decode and augment; 0: the training process does it"}
     )
