@@ -17,6 +17,7 @@ from .modeling_albef import AlbefModel, AlbefOutput
 from .modeling_albef_assignment import AlbefForTextAssignment
 from .modeling_albef_classification import (
     AlbefClassificationOutput,
+    AlbefForImageTextClassification,
     AlbefForVisualEntailment,
     AlbefForVisualReasoning,
 )
@@ -58,6 +59,7 @@ __all__ = [
     "AlbefAnswerRanking",
     "AlbefClassificationOutput",
     "AlbefConfig",
+    "AlbefForImageTextClassification",
     "AlbefForImageTextRetrieval",
     "AlbefForImageTextRetrievalOutput",
     "AlbefForPreTraining",

@@ -215,6 +215,15 @@ class AlbefForVisualEntailment(_AlbefForClassification):
     classes: tuple[str, ...] = ("contradiction", "neutral", "entailment")
 
 
+class AlbefForImageTextClassification(_AlbefForClassification):
+    """Puts an image with a text into one of the classes that `config.id2label` names."""
+
+    def __init__(self, config: AlbefConfig) -> None:
+        names: Any = config.id2label
+        self.classes = tuple(names[number] for number in range(len(names)))
+        super().__init__(config)
+
+
 def _two_images(vision_model: nn.Module, text_model: AlbefTextModel, pixel_values: torch.Tensor) -> list[KeysValues]:
     """Images (B, 2, channels, height, width) -> keys and values, projected once for each pair of layers."""
     projected = text_model.project_image_tokens(vision_model(pixel_values.flatten(0, 1)).tokens)
@@ -251,6 +260,7 @@ class AlbefForVisualReasoning(_AlbefForClassification):
 
 __all__ = [
     "AlbefClassificationOutput",
+    "AlbefForImageTextClassification",
     "AlbefForVisualEntailment",
     "AlbefForVisualReasoning",
     "Classifies",

@@ -1,5 +1,6 @@
 """Labeled pictures for probes of frozen features."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import nn
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from albef_hf.data.arguments import DataArguments
+from albef_hf.data.labels import are_numbers, class_names, ordered_classes
 from albef_hf.data.sources import load_corpus
 from albef_hf.evaluation.mode import evaluation_mode
 from albef_hf.evaluation.probes import extract_features
@@ -42,15 +44,35 @@ def pixel_statistics(
 
 
 class Pictures:
-    """A labeled data set for probes: undecoded pictures, and how they become pixels."""
+    """A labeled data set for probes: undecoded pictures, and how they become pixels.
 
-    def __init__(self, corpus: Any, size: int, channels: int, statistics: Any = None) -> None:
+    Args:
+        corpus: has the columns `image` and `label`.
+        statistics: mean and deviation of each channel.
+        classes: names of classes, by which labels are numbered; those of the corpus where left out.
+
+    Attributes:
+        labels: (pictures,) numbers of `names`. Classes of other data sets that `names` lacks come after them.
+    """
+
+    def __init__(
+        self,
+        corpus: Any,
+        size: int,
+        channels: int,
+        statistics: Any = None,
+        classes: Sequence[str] | None = None,
+    ) -> None:
         self.corpus, self.size, self.channels = corpus, size, channels
         chosen: tuple[Sequence[float], Sequence[float]] = statistics or pixel_statistics(channels)
         self.mean, self.std = chosen
-        self.labels = torch.tensor(corpus["label"])
-        feature = corpus.features["label"]
-        self.names = getattr(feature, "names", None)
+        own = class_names(corpus["label"], corpus.features["label"])
+        if None in own:
+            raise ValueError(f"row {own.index(None)} has no label; probes need one for each picture")
+        known = list(classes or ())
+        self.names = known + [name for name in ordered_classes(own, corpus.features["label"]) if name not in known]
+        numbers = {name: number for number, name in enumerate(self.names)}
+        self.labels = torch.tensor([numbers[name] for name in own])  # type: ignore[index]
 
     def __len__(self) -> int:
         return len(self.corpus)
@@ -65,7 +87,7 @@ class Pictures:
 
     def select(self, rows: Sequence[int]) -> "Pictures":
         """Some of the pictures, none of them read yet."""
-        return Pictures(self.corpus.select(rows), self.size, self.channels, (self.mean, self.std))
+        return Pictures(self.corpus.select(rows), self.size, self.channels, (self.mean, self.std), self.names)
 
     def encode(self, encode: Any, device: torch.device | str = "cpu") -> torch.Tensor:
         """What a function makes of pixels (batch, channels, h, w): all pictures, on all ranks; each does its share."""
@@ -81,7 +103,13 @@ class Pictures:
 
 
 def load_pictures(arguments: DataArguments, size: int, channels: int) -> tuple[Pictures, Pictures] | None:
-    """Training and test pictures with labels; None where the data has no labels."""
+    """Training and test pictures with labels; None where the data has no labels.
+
+    Classes are matched by their names. A class is not expected to have the same number in both parts.
+
+    Raises:
+        ValueError: a picture has no label, or only one part names its classes.
+    """
     if arguments.label_column is None:
         return None
     common: dict[str, Any] = {"image_column": arguments.image_column, "image_root": arguments.image_root}
@@ -94,4 +122,20 @@ def load_pictures(arguments: DataArguments, size: int, channels: int) -> tuple[P
         **common,
     )
     statistics = pixel_statistics(channels, arguments.image_mean, arguments.image_std)
-    return Pictures(train, size, channels, statistics), Pictures(test, size, channels, statistics)
+    pair = train.features["label"], test.features["label"]
+    if are_numbers(pair[0]) != are_numbers(pair[1]):
+        raise ValueError(
+            f"{arguments.label_column}: one part has class names and the other numbers, so that classes cannot be "
+            "matched; give both the same"
+        )
+    first = Pictures(train, size, channels, statistics)
+    second = Pictures(test, size, channels, statistics, first.names)
+    seen = set(first.labels.tolist())
+    unseen = [second.names[number] for number in second.labels.unique().tolist() if number not in seen]
+    if unseen:
+        warnings.warn(
+            f"{len(unseen)} classes of the test pictures are not in the training pictures, where a probe could learn "
+            f"them: {', '.join(unseen[:10])}",
+            stacklevel=2,
+        )
+    return first, second

@@ -10,6 +10,7 @@ from helpers import answers, tiny_batch, tiny_config
 from transformers import PreTrainedModel
 
 from albef_hf import (
+    AlbefForImageTextClassification,
     AlbefForImageTextRetrieval,
     AlbefForPreTraining,
     AlbefForQuestionAnswering,
@@ -26,6 +27,7 @@ TASKS = (
     AlbefForImageTextRetrieval,
     AlbefForQuestionAnswering,
     AlbefForVisualEntailment,
+    AlbefForImageTextClassification,
     AlbefForVisualReasoning,
     AlbefForTextAssignment,
 )
@@ -77,6 +79,8 @@ def task_batch(model_class: type, seed: int = 0) -> dict:
     elif model_class is AlbefForVisualReasoning:
         batch["pixel_values"] = torch.stack([batch["pixel_values"], batch["pixel_values"].roll(1, 0)], dim=1)
         batch["labels"] = torch.tensor([0, 1, 1, 0])
+    elif model_class is AlbefForImageTextClassification:
+        batch["labels"] = torch.tensor([0, 1, 1, 1])
     else:
         batch["labels"] = torch.tensor([0, 1, 2, 1])
     return batch
@@ -236,6 +240,7 @@ CASES = (
     Case(AlbefForImageTextRetrieval, output="itm_logits", alone=each_image, alone_output="logits_per_image"),
     Case(AlbefForQuestionAnswering, output="answer_logits", alone=each_question),
     Case(AlbefForVisualEntailment),
+    Case(AlbefForImageTextClassification),
     Case(AlbefForVisualReasoning),
     Case(AlbefForTextAssignment, alone=each_text_with_its_images, taught=False),
 )

@@ -85,6 +85,10 @@ CASES = {
         },
         ("Examples: test", "Confusion: test"),
     ),
+    "image_text_classification": TaskCase(
+        lambda number, color: {"image": f"{color}.png", "sentence": "what is it?", "label": f"{color}ish"},
+        ("Examples: test", "Confusion: test", "redish"),
+    ),
     "text_assignment": TaskCase(_captions, ("Confusion: test",), ()),
     "grounding": TaskCase(
         lambda number, color: {

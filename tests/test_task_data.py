@@ -17,8 +17,10 @@ from albef_hf.data.arguments import DataArguments
 from albef_hf.processing_albef import AlbefProcessor
 from albef_hf.tasks import TASKS, task_named
 from albef_hf.tasks.batches import build_task_data, evaluation_batches, gather_rows, predict_rows, rows_of_rank
+from albef_hf.tasks.classification import class_number
 from albef_hf.tasks.question_answering import (
     answer_coverage,
+    answers_of,
     most_frequent_answers,
     read_answer_list,
     tokenize_answers,
@@ -49,6 +51,7 @@ ROWS = {
     },
     "visual_reasoning": lambda i: {"images": [f"{i}.png", "0.png"], "sentence": "it is red", "label": str(i % 2 == 0)},
     "visual_entailment": lambda i: {"image": i, "sentence": "a cat", "label": ["neutral", "entailment"][i % 2]},
+    "image_text_classification": lambda i: {"image": f"{i}.png", "sentence": "it is red", "label": "ab"[i % 2]},
     "grounding": lambda i: {"image": f"{i}.png", "text": "the left cat", "bbox": [1, 1, 5, 5]},
 }
 ROWS["text_assignment"] = ROWS["retrieval"]
@@ -214,7 +217,7 @@ def test_predictions_keep_the_order_of_rows_and_ranks_share_them(lists, processo
     task = VisualEntailment(processor, TaskSettings(evaluation_batch_size=4))
     rows, model = rows_of(lists, "visual_entailment"), torch.nn.Linear(1, 1)
     labels = predict_rows(task, model, rows, "test", lambda batch: batch["labels"].tolist())
-    assert labels == [VisualEntailment.label_number(label) for label in rows["label"]]
+    assert labels == [["contradiction", "neutral", "entailment"].index(label) for label in rows["label"]]
     ranks = [SimpleNamespace(process_index=rank, num_processes=3) for rank in range(3)]
     shared = [list(rows_of_rank(7, rank)) for rank in ranks]
     assert shared == [[0, 3, 6], [1, 4], [2, 5]] and list(rows_of_rank(7, None)) == list(range(7))
@@ -264,11 +267,125 @@ def test_the_script_builds_an_answer_list(lists, monkeypatch, capsys):
         script.main()
 
 
-def test_labels_are_read_as_people_write_them():
-    assert [VisualReasoning.label_number(value) for value in (True, "False", "true", 0)] == [1, 0, 1, 0]
-    assert VisualEntailment.label_number("entailment") == VisualEntailment.label_number(2) == 2
-    with pytest.raises(ValueError, match="label 3 is none of contradiction, neutral, entailment"):
-        VisualEntailment.label_number(3)
+@pytest.mark.parametrize(
+    ("value", "classes", "number"),
+    [
+        (True, ("False", "True"), 1),
+        ("False", ("False", "True"), 0),
+        (" true ", ("False", "True"), 1),
+        (0, ("False", "True"), 0),
+        ("1", ("False", "True"), 1),
+        ("Entailment", ("contradiction", "neutral", "entailment"), 2),
+        (7, ("5", "7"), 1),
+    ],
+)
+def test_labels_are_read_as_people_write_them(value, classes, number):
+    assert class_number(value, classes) == number
+
+
+@pytest.mark.parametrize("value", [0, 2, "1", 3, "maybe", None, -1, True])
+def test_a_number_is_no_class_of_entailment(value):
+    with pytest.raises(ValueError, match=f"label {value!r} is none of contradiction, neutral, entailment") as caught:
+        class_number(value, ("contradiction", "neutral", "entailment"))
+    assert ("label_names" in str(caught.value)) == (str(value).lstrip("-").isdigit())
+
+
+SNLI = ["entailment", "neutral", "contradiction"]  # as data sets of SNLI number them
+
+
+@pytest.mark.parametrize("names", ["column", "option"])
+def test_class_numbers_mean_their_names(tmp_path, processor, names):
+    table = {"image": ["0.png"] * 4, "sentence": ["it is red"] * 4, "label": [0, 1, 2, -1]}
+    rows = datasets.Dataset.from_dict(table)
+    if names == "column":
+        rows = rows.cast_column("label", datasets.ClassLabel(names=SNLI))
+    rows.save_to_disk(tmp_path / "rows")
+    (tmp_path / "0.png").write_bytes(picture(0))
+    options = {"label_names": SNLI} if names == "option" else {}
+    loaded = VisualEntailment.load(str(tmp_path / "rows"), **options)
+    assert loaded["label"][:] == [*SNLI, None]
+    task = VisualEntailment(processor)
+    assert [task.label(loaded[row]) for row in range(3)] == [2, 1, 0]
+    with pytest.raises(ValueError, match="label None is none of"):
+        task.label(loaded[3])
+
+
+def test_class_numbers_without_names_are_refused(tmp_path):
+    table = {"image": ["0.png"], "sentence": ["it is red"], "label": [0]}
+    datasets.Dataset.from_dict(table).save_to_disk(tmp_path / "rows")
+    path = str(tmp_path / "rows")
+    with pytest.raises(ValueError, match=r"numbers without names, .*contradiction, neutral, entailment.*label_names"):
+        VisualEntailment.load(path)
+    with pytest.raises(ValueError, match="row 0: label 0, but there are 0 class names"):
+        VisualEntailment.load(path, label_names=[])
+    with pytest.raises(ValueError, match="label_names: retrieval has no labels"):
+        TASKS["retrieval"].load(path, columns={"captions": "sentence"}, label_names=SNLI)
+    columns = {"images": ["image", "image"]}
+    with pytest.raises(ValueError, match="no column"):
+        VisualReasoning.load(path, columns={"images": ["image", "none"]})
+    assert VisualReasoning.load(path, columns=columns)["label"][:] == [0]
+
+
+def test_classes_of_ones_own_come_from_the_data(tmp_path, processor):
+    kind = TASKS["image_text_classification"]
+    (tmp_path / "0.png").write_bytes(picture(0))
+
+    def load(labels):
+        rows = [{"image": "0.png", "sentence": "it is red", "label": label} for label in labels]
+        (tmp_path / "rows.json").write_text(json.dumps(rows))
+        return kind.load(str(tmp_path / "rows.json"))
+
+    task = kind(processor)
+    for labels, classes in ((["b", "a", "b"], ["a", "b"]), ([10, 9, 2], ["2", "9", "10"])):
+        parts = {"x": load(labels)}
+        task.prepare_training(parts)
+        assert task.classes == kind.classes_of(parts) == classes
+        assert [task.label(row) for row in parts["x"]] == [classes.index(str(label)) for label in labels]
+    with pytest.raises(ValueError, match=r"has 1 classes \(a\)"):
+        kind.classes_of({"x": load(["a", "a"])})
+
+
+@pytest.mark.parametrize(
+    ("value", "answers"),
+    [
+        (0, ["0"]),
+        (2.0, ["2"]),
+        (2.5, ["2.5"]),
+        ([0, 3, "two "], ["0", "3", "two"]),
+        ([{"answer": 0}, {"answer": "a"}], ["0", "a"]),
+        ({"answer": ["a", 0], "answer_id": [1, 2]}, ["a", "0"]),
+        ('["a", "b"]', ["a", "b"]),
+        ('[{"answer": "a"}]', ["a"]),
+        ("[sic] a", ["[sic] a"]),
+        (None, []),
+        ([], []),
+        ("", []),
+        ([None, " "], []),
+        (False, ["False"]),
+    ],
+)
+def test_answers_of_every_form(value, answers):
+    assert answers_of({"answers": value}) == answers
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ({"text": "a"}, "a mapping with the keys 'text', but not 'answer'"),
+        ([{"text": "a"}], "a mapping with the keys 'text', but not 'answer'"),
+        ([["a"]], "list .* is no answer"),
+    ],
+)
+def test_what_is_no_answer_is_refused(value, reason):
+    with pytest.raises(ValueError, match=reason):
+        answers_of({"answers": value})
+
+
+def test_the_answer_zero_is_trained_and_measured(lists, processor):
+    rows = rows_of(lists, "question_answering", lambda rows: [row.update(answer=0) for row in rows])
+    batch = training_batch(TASKS["question_answering"](processor), rows)
+    assert batch["rejected"] == [] and batch["answers_per_question"].tolist() == [1] * 6
+    assert most_frequent_answers(rows) == ["0"] and answer_coverage(rows, ["0"]) == 1
 
 
 def test_karpathy_splits(tmp_path):

@@ -9,6 +9,7 @@ from transformers import AutoModelForVisualQuestionAnswering
 
 from albef_hf import (
     AlbefConfig,
+    AlbefForImageTextClassification,
     AlbefForImageTextRetrieval,
     AlbefForPreTraining,
     AlbefForQuestionAnswering,
@@ -44,6 +45,8 @@ NEW = {
     "decoder.embeddings, decoder.encoder; in the checkpoint but not used: albef.temperature, albef.text_projection, "
     "albef.vision_projection, itm_head",
     AlbefForVisualEntailment: "in the checkpoint but not used: albef.temperature, albef.text_projection, "
+    "albef.vision_projection, cls.predictions, itm_head; new, random: classifier.dense, classifier.output",
+    AlbefForImageTextClassification: "in the checkpoint but not used: albef.temperature, albef.text_projection, "
     "albef.vision_projection, cls.predictions, itm_head; new, random: classifier.dense, classifier.output",
     AlbefForVisualReasoning: "copied from the layer before, which reads the first image: albef.text_model; in the "
     "checkpoint but not used: albef.temperature, albef.text_projection, albef.vision_projection, cls.predictions, "

@@ -50,6 +50,9 @@ class DataArguments:
         default=None,
         metadata={"help": "column with classes: used to evaluate image-only methods, never to train them"},
     )
+    caption_template: str | None = field(
+        default=None, metadata={"help": "makes captions of names of classes: `a photo of a {}`"}
+    )
     image_root: str | None = field(default=None, metadata={"help": "folder that relative picture paths start from"})
     augmentation: str = field(
         default="albef",

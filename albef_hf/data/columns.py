@@ -1,6 +1,6 @@
 """Columns under our names, with pictures undecoded and fields taken out of mappings."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import pyarrow.compute
 
 from .fields import check_keys_exist, check_texts, field_of, is_text, split_field, texts_of, type_name
 from .hints import nearest_hint
+from .labels import are_numbers, class_names
 
 CHECKED = 100  # values of a column that are looked at before training
 _PICTURE_KEYS = {"bytes", "path"}
@@ -135,6 +136,29 @@ def complete_pictures(table: datasets.Dataset, dataset: str, column: str, root: 
     return table.map(
         lambda paths: {"image": [path and str(root / path) for path in paths]}, input_columns="image", batched=True
     )
+
+
+def captions_from_classes(values: Sequence[Any], feature: Any, template: str) -> list[list[str]]:
+    """Names of classes, or numbers of a `ClassLabel` -> a caption each. `_` in a name becomes a space."""
+    lists = [value if isinstance(value, list | tuple) else [value] for value in values]
+    return [
+        [template.replace("{}", name.replace("_", " ")) for name in class_names(each, feature) if name is not None]
+        for each in lists
+    ]
+
+
+def fill_template(table: datasets.Dataset, dataset: str, template: str) -> datasets.Dataset:
+    """A table whose `captions` are names of classes -> captions made of them.
+
+    Raises:
+        ValueError: the classes are numbers without names.
+    """
+    feature = table.features["captions"]
+    if are_numbers(feature):
+        raise ValueError(f"{dataset}: caption_template needs names of classes, but its column holds {feature.dtype}")
+    captions = captions_from_classes(table["captions"], feature, template)
+    kind = datasets.List(datasets.Value("string"))
+    return table.remove_columns("captions").add_column("captions", captions, feature=kind)
 
 
 def check_captions(table: datasets.Dataset, dataset: str, column: str) -> None:

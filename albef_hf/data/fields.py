@@ -156,7 +156,8 @@ def check_texts(dataset: str, column: str, feature: Any, values: Iterable[Any], 
     inner = feature.feature if isinstance(feature, datasets.List | datasets.LargeList) else feature
     opaque = type(inner).__name__ == "Json"  # a type of `datasets` 5 for values of several types
     if not (is_text(inner) or opaque or feature is None):
-        raise ValueError(f"{where} holds {type_name(feature)}, not texts")
+        hint = "; caption_template makes captions of classes" if isinstance(inner, datasets.ClassLabel) else ""
+        raise ValueError(f"{where} holds {type_name(feature)}, not texts{hint}")
     for row, value in enumerate(values, start=first):
         try:
             texts_of(value)

@@ -91,7 +91,7 @@ def choose_split(folder: Path, paths: Sequence[Path], split: str) -> tuple[list[
         top = top / next(iter(groups))
         groups = _groups(top, paths)
     if split == EVERYTHING:
-        return list(paths), top, []
+        return list(paths), folder, []
     kinds = {name: split_kind(name) for name in groups}
     numbered = {name for name in groups if name and split_kind(name.rstrip("0123456789_-."))}
     named = split in groups and split not in SPLITS
@@ -112,7 +112,7 @@ def choose_split(folder: Path, paths: Sequence[Path], split: str) -> tuple[list[
         return chosen, top / wanted[0] if len(wanted) == 1 else top, left_out
     if split != "train":
         raise _without_splits(folder, split)
-    return list(paths), top, []
+    return list(paths), folder, []
 
 
 def _without_splits(folder: Path, split: str) -> ValueError:

@@ -67,6 +67,7 @@ def build_retrieval_data(arguments: DataArguments) -> RetrievalData | None:
         caption_column=arguments.caption_column,
         id_column=arguments.id_column,
         image_root=arguments.image_root,
+        caption_template=arguments.caption_template,
         options=arguments.evaluation_dataset_options,
     )
     designs = arguments.evaluation_dataset_options.get("designs")

@@ -9,7 +9,14 @@ from typing import Any
 import datasets
 from datasets.distributed import split_dataset_by_node
 
-from .columns import check_captions, check_columns, complete_pictures, rename_columns
+from .columns import (
+    captions_from_classes,
+    check_captions,
+    check_columns,
+    complete_pictures,
+    fill_template,
+    rename_columns,
+)
 from .fields import check_texts, field_of, split_field
 from .files import UNREADABLE, unreadable
 from .opening import BUILT_IN, check_keys, open_dataset
@@ -24,6 +31,7 @@ class CorpusStream:
         columns: our name of a column -> its name in the data set.
         image_root: folder that relative picture paths start from.
         files: that it is made of, where they are known.
+        caption_template: see `load_corpus`.
     """
 
     stream: datasets.IterableDataset
@@ -31,6 +39,7 @@ class CorpusStream:
     columns: dict[str, str]
     image_root: Path
     files: list[Path] = field(default_factory=list)
+    caption_template: str | None = None
 
     def rows(self, seed: int, rank: int = 0, world_size: int = 1) -> Iterator[dict[str, Any]]:
         """The rows of a rank. seed: sets the order of the shards.
@@ -54,6 +63,9 @@ class CorpusStream:
         for ours, name in self.columns.items():
             column, keys = split_field(name, row)  # type: ignore[misc]
             made[ours] = field_of(row[column], keys)
+        if self.caption_template is not None and "captions" in made:
+            feature = (self.stream.features or {}).get(self.columns["captions"])
+            made["captions"] = captions_from_classes([made["captions"]], feature, self.caption_template)[0]
         if number == 0 and "captions" in made:
             check_texts(self.dataset, self.columns["captions"], None, [made["captions"]])
         image = made["image"]
@@ -74,6 +86,7 @@ def load_corpus(
     id_column: str | None = None,
     label_column: str | None = None,
     image_root: str | None = None,
+    caption_template: str | None = None,
     options: dict[str, Any] | None = None,
     streaming: bool = False,
 ) -> Any:
@@ -92,6 +105,8 @@ def load_corpus(
             a picture without a path is alone.
         label_column: classes, for evaluation only.
         image_root: folder that relative picture paths start from; where left out, the folder of the files.
+        caption_template: makes captions of the names of classes, `a photo of a {}`; then `caption_column` may hold
+            class numbers with names.
         options: further arguments of the loader.
 
     Returns: a data set with the columns `image` (undecoded), `captions` (a string or a list of strings), `group`, and
@@ -105,12 +120,16 @@ def load_corpus(
         id_column = id_column or "group"
     named = {"image": image_column, "captions": caption_column, "label": label_column, "group": id_column}
     columns = {ours: name for ours, name in named.items() if name is not None}
+    if caption_template is not None and caption_template.count("{}") != 1:
+        raise ValueError(f"caption_template needs {{}} once, where the class goes, not {caption_template!r}")
     opened = open_dataset(dataset, columns, split, revision, options or {}, streaming)
     root = Path(image_root).expanduser() if image_root is not None else opened.root
     if streaming:
         present = {name: name for name in columns} if opened.renamed else columns
-        return CorpusStream(opened.rows, dataset, present, root, opened.files)
+        return CorpusStream(opened.rows, dataset, present, root, opened.files, caption_template)
     corpus = opened.rows if opened.renamed else rename_columns(opened.rows, columns, dataset)
+    if "captions" in columns and caption_template is not None:
+        corpus = fill_template(corpus, dataset, caption_template)
     if "captions" in columns:
         check_captions(corpus, dataset, columns["captions"])
     keys = corpus["image"] if corpus.features["image"] == datasets.Value("string") else range(len(corpus))

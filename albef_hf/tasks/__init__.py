@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from ..data.hints import nearest_hint
 from .grounding import Grounding
+from .image_text_classification import ImageTextClassification
 from .question_answering import QuestionAnswering
 from .retrieval import Retrieval
 from .task import Task
@@ -16,6 +17,7 @@ _CLASSES: tuple[type[Task], ...] = (
     QuestionAnswering,
     VisualReasoning,
     VisualEntailment,
+    ImageTextClassification,
     TextAssignment,
     Grounding,
 )

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ..data.images import BadImage, decode_image
+from ..data.labels import are_numbers, class_names
 from ..evaluation.classification import classification_metrics
 from ..reporting.html import Example, table_section
 from .batches import predict_rows
@@ -21,26 +22,65 @@ PRINT_CLASSES = (
 )
 
 
+def class_number(value: Any, classes: Sequence[str]) -> int:
+    """The name of a class as data sets write it ("True", "entailment", a boolean) -> its number.
+
+    Where the classes are false and true, 0 and 1 are names too.
+
+    Raises:
+        ValueError: there is no such class; names the classes.
+    """
+    names = [name.lower() for name in classes]
+    text = str(value).strip().lower()
+    if names == ["false", "true"] and text in ("0", "1"):
+        return int(text)
+    if text in names:
+        return names.index(text)
+    said = f"label {value!r} is none of {', '.join(names)}"
+    if text.lstrip("-").isdigit():
+        said += "; it is a number without a name: give the names in their order, label_names: [...]"
+    raise ValueError(said)
+
+
 class ClassifyingTask(Task):
     """Classifies a sentence with one picture or several. The classes are `model_class.classes`.
 
-    Columns: `sentence`; `label`, see `label_number`; `identifier`, the row's name for an evaluation server.
+    Columns: `sentence`; `label`, see `class_number`; `identifier`, the row's name for an evaluation server. Class
+    numbers become their names, which the type of the column or `label_names` tells.
     """
 
     @classmethod
-    def label_number(cls, value: Any) -> int:
-        """A label as data sets write it ("True", "entailment", a boolean, a number) -> the number of its class.
+    def classes_of(cls, parts: Mapping[str, datasets.Dataset]) -> Sequence[str] | None:
+        """The classes to give to a new model, where the training data decides; None where the model has its own."""
+        return None
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """The names of the classes, in the order of the model."""
+        return self.model_class.classes  # type: ignore[attr-defined]
+
+    @classmethod
+    def name_labels(cls, rows: datasets.Dataset, dataset: str, label_names: Sequence[str] | None) -> datasets.Dataset:
+        """See `Task.name_labels`. Where classes are false and true, 0 and 1 need no names.
 
         Raises:
-            ValueError: there is no such class; names the classes.
+            ValueError: numbers have no names.
         """
-        classes: Sequence[str] = cls.model_class.classes  # type: ignore[attr-defined]
-        if isinstance(value, int) and 0 <= value < len(classes):  # booleans are integers too
-            return int(value)
-        text, names = str(value).strip().lower(), [name.lower() for name in classes]
-        if text not in names:
-            raise ValueError(f"label {value!r} is none of {', '.join(names)}")
-        return names.index(text)
+        if "label" not in rows.column_names:
+            return rows
+        feature, fixed = rows.features["label"], [name.lower() for name in getattr(cls.model_class, "classes", ())]
+        if are_numbers(feature) and label_names is None and fixed not in ([], ["false", "true"]):
+            raise ValueError(
+                f"{dataset}: its labels are numbers without names, which could stand for {', '.join(fixed)} in any "
+                "order; give the names in the order of the numbers, label_names: [...]"
+            )
+        if are_numbers(feature) and label_names is None and fixed:
+            return rows
+        try:
+            names = class_names(rows["label"], feature, label_names)
+        except ValueError as error:
+            raise ValueError(f"{dataset}, column of label: {error}") from error
+        return rows.remove_columns("label").add_column("label", names, feature=datasets.Value("string"))
 
     def label(self, row: Mapping[str, Any]) -> int:
         """The number of the class that a row is labeled with.
@@ -49,7 +89,7 @@ class ClassifyingTask(Task):
             BadImage: there is no such class.
         """
         try:
-            return self.label_number(row["label"])
+            return class_number(row["label"], self.classes)
         except ValueError as problem:
             raise BadImage(str(problem)) from problem
 
@@ -72,7 +112,7 @@ class ClassifyingTask(Task):
 
         probabilities = predict_rows(self, model, rows, name, predict)
         predicted = [int(np.argmax(row)) for row in probabilities]
-        references = [self.label_number(value) for value in rows["label"]]
+        references = [self.label({"label": value}) for value in rows["label"]]
         identifiers = rows["identifier"] if "identifier" in rows.column_names else range(len(rows))
         predictions = [
             {"identifier": identifier, "prediction": model.classes[number], "probabilities": row}

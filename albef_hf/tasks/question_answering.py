@@ -10,6 +10,7 @@ import datasets
 import numpy as np
 import torch
 
+from ..data.fields import parse_json
 from ..data.images import BadImage, decode_image
 from ..evaluation.answers import answer_accuracy, answer_metrics
 from ..evaluation.classification import majority
@@ -245,11 +246,36 @@ def tokenize_answers(processor: AlbefProcessor, answers: Sequence[str]) -> dict[
 
 
 def answers_of(row: Mapping[str, Any]) -> list[str]:
-    """The answers of a question, which may be given as one, a list, or a list of {"answer": ...}."""
+    """The answers of a question, which may be given as one, a list, a list of {"answer": ...}, {"answer": a list}, or
+    as the JSON of these. Numbers are answers too, 0 among them.
+
+    Raises:
+        BadImage: an answer is neither a text nor a number.
+    """
     value = row.get("answers")
-    values = [value] if isinstance(value, str) else value or []
-    texts = [each["answer"] if isinstance(each, Mapping) else each for each in values]
-    return [str(text).strip() for text in texts if text is not None and str(text).strip()]
+    value = parse_json(value) if isinstance(value, str) else value
+    value = _answer(value) if isinstance(value, Mapping) else value
+    values = value if isinstance(value, list | tuple) else [value]
+    texts = [_answer_text(_answer(each) if isinstance(each, Mapping) else each) for each in values]
+    return [text for text in texts if text]
+
+
+def _answer(value: Mapping[str, Any]) -> Any:
+    """What a mapping holds under `answer`: an answer, or a list of them."""
+    if "answer" not in value:
+        raise BadImage(f"answers: a mapping with the keys {', '.join(map(repr, value))}, but not 'answer'")
+    return value["answer"]
+
+
+def _answer_text(value: Any) -> str:
+    """An answer as a text. A number is written as people say it: 2, not 2.0."""
+    if value is None:
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, str | int | float):
+        raise BadImage(f"answers: {type(value).__name__} {str(value)[:80]!r} is no answer")
+    return str(value).strip()
 
 
 def weighted_answers(row: Mapping[str, Any]) -> dict[str, float]:

@@ -85,6 +85,7 @@ class Task:
         revision: str | None = None,
         image_root: str | Path | None = None,
         image_suffix: str = "",
+        label_names: Sequence[str] | None = None,
         options: dict[str, Any] | None = None,
     ) -> datasets.Dataset:
         """Load any data set as rows of the task, pictures undecoded.
@@ -95,6 +96,7 @@ class Task:
                 and an optional column is used if it exists.
             image_root: folder that relative picture paths start from; the folder of the list where left out.
             image_suffix: ending to add to picture paths. The lists of SNLI-VE hold numbers that need ".jpg".
+            label_names: the names of class numbers, in their order, where the data set does not tell them.
 
         Returns: columns named as in `needed` and `optional`.
 
@@ -104,7 +106,8 @@ class Task:
         needed, optional = cls.source_columns(dataset, dict(columns or {}))
         rows, folder = load_columns(dataset, needed, optional, split=split, revision=revision, options=options)
         root = Path(image_root).expanduser() if image_root is not None else folder
-        return complete_paths(cls.complete_rows(rows, dataset), cls.image_columns, root, image_suffix)
+        rows = cls.name_labels(cls.complete_rows(rows, dataset), dataset, label_names)
+        return complete_paths(rows, cls.image_columns, root, image_suffix)
 
     @classmethod
     def source_columns(cls, dataset: str, given: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
@@ -122,6 +125,22 @@ class Task:
     @classmethod
     def complete_rows(cls, rows: datasets.Dataset, dataset: str) -> datasets.Dataset:
         """Add columns that follow from others. Called before picture paths are completed."""
+        return rows
+
+    @classmethod
+    def classes_of(cls, parts: Mapping[str, datasets.Dataset]) -> Sequence[str] | None:
+        """The classes to give to a new model, where the training data decides; None where it does not."""
+        return None
+
+    @classmethod
+    def name_labels(cls, rows: datasets.Dataset, dataset: str, label_names: Sequence[str] | None) -> datasets.Dataset:
+        """Put the names of classes in place of their numbers. Only tasks with labels do anything.
+
+        Raises:
+            ValueError: the task has no labels, but names are given.
+        """
+        if label_names is not None:
+            raise ValueError(f"label_names: {cls.name} has no labels")
         return rows
 
     def check_rows(self, rows: datasets.Dataset, name: str, chooses: bool) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from ..modeling_albef_classification import AlbefForVisualEntailment
+from ..modeling_albef_loading import AlbefPreTrainedModel
 from .classification import PRINT_CLASSES, ClassifyingTask
 
 
@@ -13,7 +14,7 @@ class VisualEntailment(ClassifyingTask):
     """Columns: `image`, the premise; `sentence`, the hypothesis; `label`; `identifier`. See `ClassifyingTask`."""
 
     name = "visual_entailment"
-    model_class = AlbefForVisualEntailment
+    model_class: type[AlbefPreTrainedModel] = AlbefForVisualEntailment
     needed = {"image": "image", "sentence": "sentence", "label": "label"}
     optional = {"identifier": "identifier"}
     description = "Says whether a picture contradicts a sentence, leaves it open, or entails it."

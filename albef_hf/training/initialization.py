@@ -2,6 +2,7 @@
 
 import copy
 import re
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -206,11 +207,16 @@ def _with_image_size(model: Model, size: int) -> Model:
     return resized
 
 
-def build_task_model(model_class: type[Model], arguments: ModelArguments) -> tuple[Model, AlbefProcessor]:
+def build_task_model(
+    model_class: type[Model], arguments: ModelArguments, classes: Sequence[str] | None = None
+) -> tuple[Model, AlbefProcessor]:
     """Build the model of a task and its processor, from `model_path` or from encoders as in pre-training.
 
     The checkpoint decides the architecture; the arguments decide how to train (`queue_size`, `alpha` ...) and the size
     of pictures, to which position tables are resized. The model's `loading_report` says which weights are new.
+
+    Args:
+        classes: the names of the classes, for a model that has none of its own.
 
     Raises:
         ValueError: there is no such checkpoint, or it lacks weights of the encoders.
@@ -219,19 +225,29 @@ def build_task_model(model_class: type[Model], arguments: ModelArguments) -> tup
         start, processor = build_albef(arguments)
         copied = ("momentum_copy.", "image_queue.", "text_queue.")  # the new model makes its own
         state = {name: tensor for name, tensor in start.state_dict().items() if not name.startswith(copied)}
+        _name_classes(start.config, classes)
         model = model_class.from_pretrained(None, config=start.config, state_dict=state)
     else:
-        model, processor = _load_task_model(model_class, arguments.model_path, arguments)
+        model, processor = _load_task_model(model_class, arguments.model_path, arguments, classes)
     if arguments.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     return model, processor
 
 
-def _load_task_model(model_class: type[Model], path: str, arguments: ModelArguments) -> tuple[Model, AlbefProcessor]:
+def _name_classes(config: Any, classes: Sequence[str] | None) -> None:
+    if classes is not None:
+        config.id2label = dict(enumerate(classes))
+        config.label2id = {name: number for number, name in enumerate(classes)}
+
+
+def _load_task_model(
+    model_class: type[Model], path: str, arguments: ModelArguments, classes: Sequence[str] | None = None
+) -> tuple[Model, AlbefProcessor]:
     try:
         config = AlbefConfig.from_pretrained(path)
         for name in _RECIPE:
             setattr(config, name, getattr(arguments, name))
+        _name_classes(config, classes)
         model, report = model_class.from_pretrained(path, config=config, output_loading_info=True)
         processor = AlbefProcessor.from_pretrained(path)
     except OSError as error:

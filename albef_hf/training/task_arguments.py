@@ -14,12 +14,15 @@ from ..tasks.task import Task
 from .arguments import GROUPS
 
 # Keys that describe a data set of a task: in an entry of `mixture`, in `validation`, and in each of `tests`.
-ENTRY_KEYS = ("dataset", "options", "split", "revision", "columns", "image_root", "image_suffix")
+ENTRY_KEYS = ("dataset", "options", "split", "revision", "columns", "image_root", "image_suffix", "label_names")
 
 # Arguments of pre-training data that tasks do not have -> what to use instead.
 _NOT_OF_TASKS = {
     "image_column": "columns: {image: ...}",
     "caption_column": "columns: {captions: ...}",
+    "caption_template": "nothing: captions of tasks are texts",
+    "image_mean": "nothing: the processor of the model has it",
+    "image_std": "nothing: the processor of the model has it",
     "id_column": "columns: {image_id: ...}",
     "label_column": "columns: {label: ...}",
     "streaming": "a map-style data set",
@@ -46,6 +49,10 @@ class TaskArguments:
         },
     )
     image_suffix: str = field(default="", metadata={"help": "ending to add to picture paths, e.g. .jpg"})
+    label_names: list[str] | None = field(
+        default=None,
+        metadata={"help": "names of class numbers, in their order, where the data set does not tell them"},
+    )
     validation: dict[str, Any] = field(
         default_factory=dict,
         metadata={
@@ -86,6 +93,7 @@ def _entry(
         "columns": task_arguments.columns,
         "image_root": data.image_root,
         "image_suffix": task_arguments.image_suffix,
+        "label_names": task_arguments.label_names,
     }
     if "dataset" in changes and changes["dataset"] != data.dataset and "options" not in changes:
         training["options"] = {}  # another loader has other options

@@ -91,9 +91,10 @@ class TaskRun(Run):
         self.accelerator = accelerator
         task_class = task_named(task_arguments.task)
         check_task_data(data_arguments)
-        self.method, processor = build_task_model(task_class.model_class, model_arguments)
-        accelerator.print(f"{type(self.method).__name__}: {self.method.loading_report}")
         parts, weights = load_training_parts(task_class, data_arguments, task_arguments)
+        classes = task_class.classes_of(parts)
+        self.method, processor = build_task_model(task_class.model_class, model_arguments, classes)
+        accelerator.print(f"{type(self.method).__name__}: {self.method.loading_report}")
         fixed_length = model_arguments.gather_negatives
         settings = task_settings(data_arguments, arguments, task_arguments, accelerator, fixed_length=fixed_length)
         self.task = task_class(processor, settings)
