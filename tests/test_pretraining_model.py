@@ -241,8 +241,9 @@ def test_unknown_ids_match_no_other_pair():
 def test_clear_errors():
     model = tiny_model(same_image="mask")
     one = {key: value[:1] for key, value in tiny_batch().items() if key != "mlm_positions"}
-    with pytest.raises(ValueError, match="at least 2 pairs"):
-        model(**one)
+    for gather_negatives in (False, True):  # on one process there is nothing to gather
+        with pytest.raises(ValueError, match="at least 2 pairs"):
+            tiny_model(same_image="mask", gather_negatives=gather_negatives)(**one)
     with pytest.raises(ValueError, match="no pair of this batch has a negative"):
         model(**{**tiny_batch(), "image_ids": torch.zeros(4, dtype=torch.int64)})
     with pytest.raises(ValueError, match="3 images and 4 texts"):

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from data_helpers import table_of
 from helpers import tiny_batch, tiny_model
 from safetensors.torch import load_file
 from transformers.utils import ModelOutput
@@ -284,11 +285,19 @@ def test_a_dry_run_shows_sizes_and_the_first_batch(tmp_path, capsys):
     run_here(tmp_path, "--dry_run")
     printed = capsys.readouterr().out
     assert "trainable parameters" in printed and "6 steps" in printed and "memory of a step: about" in printed
+    assert "emoji: 0.0% of the tokens of" in printed
     from PIL import Image
 
     with Image.open(tmp_path / "run" / "first_batch.png") as picture:
         assert picture.width > 400 and len(set(picture.convert("L").resize((64, 64)).getdata())) > 20
     assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+def test_a_corpus_of_unknown_words_is_refused_also_by_a_dry_run(tmp_path):
+    foreign = table_of(16).remove_columns("text").add_column("captions", ["\U0001f9ff \U0001f9ff"] * 16)
+    foreign.to_parquet(tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match="x.parquet: the vocabulary knows none of the words in 16 texts"):
+        run_here(tmp_path, "--dry_run", "--dataset", str(tmp_path / "x.parquet"), "--dataset_options", "{}")
 
 
 def test_a_tracker_that_is_not_installed_is_named(tmp_path):

@@ -70,6 +70,17 @@ def build_task_data(
     return TrainingData(samples, TaskCollator(task), batch_size, seed, rank, world_size, **loading)
 
 
+def sampled_texts(task: Task, rows: datasets.Dataset, wanted: int = 64) -> list[str]:
+    """The texts of some rows, spread over the data set. Rows that cannot be used are left out."""
+    texts = []
+    for row in range(0, len(rows), max(1, len(rows) // wanted)):
+        try:
+            texts.append(task.prepare(rows[row], np.random.default_rng(row), training=True)["text"])
+        except BadImage:
+            continue
+    return texts
+
+
 class _EvaluationRows(Dataset):
     """Evaluation samples in the order of the rows. A row that cannot be used is an error."""
 

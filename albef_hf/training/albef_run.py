@@ -9,6 +9,7 @@ from torch import nn
 from ..data.arguments import DataArguments
 from ..data.loading import build_training_data
 from ..data.retrieval import build_retrieval_data
+from ..data.vocabulary import check_vocabulary, sampled_captions
 from ..evaluation.retrieval import RetrievalResult, check_candidates, evaluate_retrieval
 from ..reporting.curves import plot_curves
 from ..reporting.log import put_evaluation
@@ -42,6 +43,9 @@ class AlbefRun(Run):
             accumulation=arguments.accumulation,
             fixed_length=model_arguments.gather_negatives,
         )
+        for name, captions in sampled_captions(self.data):
+            for line in check_vocabulary(captions, self.processor, name):
+                accelerator.print(line)
         self.retrieval = build_retrieval_data(data_arguments)
         self.evaluation_name = "" if self.retrieval is None else self.retrieval.name
         if self.retrieval is not None:  # fail now rather than after hours of training

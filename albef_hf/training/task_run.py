@@ -16,12 +16,13 @@ from torch import nn
 
 from ..data.arguments import DataArguments
 from ..data.hints import nearest_hint
+from ..data.vocabulary import check_vocabulary
 from ..evaluation.mode import evaluation_mode
 from ..evaluation.protocols import retrieval_protocol
 from ..reporting.log import put_evaluation
 from ..reporting.model_card import write_model_card
 from ..tasks import TASKS, task_named
-from ..tasks.batches import build_task_data
+from ..tasks.batches import build_task_data, sampled_texts
 from ..tasks.report import write_task_report
 from ..tasks.result import TaskResult, TaskSettings
 from ..tasks.task import Task
@@ -109,6 +110,9 @@ class TaskRun(Run):
             accumulation=arguments.accumulation,
             weights=weights,
         )
+        for name, rows_of_part in parts.items():
+            for line in check_vocabulary(sampled_texts(self.task, rows_of_part), processor, name):
+                accelerator.print(line)
 
         def rows(changes: Any, name: str, chooses: bool) -> datasets.Dataset:
             loaded = load_evaluation_rows(task_class, data_arguments, task_arguments, changes, name)
