@@ -22,7 +22,7 @@ def test_the_share_of_unknown_words(processor):
     (line,) = check_vocabulary(["a dog"] * 20 + [f"a {unknown}"], processor, "x")
     assert line.startswith("x: 2.4% of the tokens of 21 texts")
     line, warning = check_vocabulary(["a dog"] * 8 + [f"a {unknown}"], processor, "x")
-    assert warning.startswith(f"warning: x: many words are [UNK], such as in 'a {unknown}'")
+    assert warning.startswith(f"warning: x: many words are unknown, such as in 'a {unknown}'")
     with pytest.raises(ValueError, match=f"x: the vocabulary knows none of the words in 3 texts, such as '{unknown}'"):
         check_vocabulary([unknown] * 3, processor, "x")
     assert check_vocabulary([], processor, "x") == check_vocabulary(["?!"], processor, "x") == []

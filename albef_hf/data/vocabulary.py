@@ -40,10 +40,8 @@ def check_vocabulary(texts: Sequence[str], processor: Any, name: str) -> list[st
         )
     lines = [f"{name}: {unknown / tokens:.1%} of the tokens of {len(rows):,} texts are unknown to the vocabulary"]
     if unknown > MANY * tokens:
-        lines.append(
-            f"warning: {name}: many words are {tokenizer.unk_token}, such as in {examples[0][:80]!r}; is it a tokenizer "
-            "of another language?"
-        )
+        seen = f"such as in {examples[0][:80]!r}"
+        lines.append(f"warning: {name}: many words are unknown, {seen}; is the tokenizer of another language?")
     return lines
 
 
