@@ -95,8 +95,9 @@ def test_arrays_and_pictures_in_one_batch_have_one_scale(tmp_path):
     gray = np.full((8, 8, 3), 51, dtype=np.uint8)
     np.save(tmp_path / "a.npy", gray)
     Image.fromarray(gray).save(tmp_path / "b.png")
+    (tmp_path / "list.csv").write_text("image\na.npy\nb.png\n")
     arguments = DataArguments(
-        dataset=str(tmp_path), augmentation="moco_v2", augmentation_options={"jitter_probability": 0.0}
+        dataset=str(tmp_path / "list.csv"), augmentation="moco_v2", augmentation_options={"jitter_probability": 0.0}
     )
     data = build_two_view_data(arguments, image_size=8, channels=3, mean=(0,) * 3, std=(1,) * 3, batch_size=2, seed=0)
     batch = next(data.batches())

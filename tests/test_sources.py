@@ -1,6 +1,7 @@
 """What users bring: folders of any names, lists, archives, captions of every form. Rows never vanish in silence."""
 
 import csv
+import gzip
 import io
 import itertools
 import json
@@ -19,6 +20,8 @@ from albef_hf.data.files import expand_braces
 from albef_hf.data.loading import build_training_data
 from albef_hf.data.retrieval import build_retrieval_data
 from albef_hf.data.sources import load_corpus
+from albef_hf.inference.index_files import picture_dataset
+from albef_hf.tasks import TASKS
 
 pytestmark = pytest.mark.usefixtures("no_pauses")
 
@@ -170,11 +173,41 @@ def test_rows_with_one_picture_have_one_id(tmp_path):
         assert data.text_groups.count(data.image_groups[0]) == 2
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_rows_without_an_id_are_alone_and_ids_of_two_sets_differ(tmp_path, streaming):
+    groups = []
+    for name in ("a", "b"):
+        ids = [5.0, None, None, float("nan"), 5.0]
+        table_of(5).add_column("id", ids).to_parquet(tmp_path / f"{name}.parquet")
+        rows = load_corpus(
+            str(tmp_path / f"{name}.parquet"), caption_column="text", id_column="id", streaming=streaming
+        )
+        groups.append([row["group"] for row in (rows.rows(seed=0) if streaming else rows)])
+    assert all(first == last and len({first, *alone}) == 4 for first, *alone, last in groups)
+    assert not set(groups[0]) & set(groups[1])
+
+
+def test_ids_of_a_task_follow_the_same_rules(tmp_path):
+    write(tmp_path, "a.png", "b.png")
+    rows = [
+        {"image": f"{name}.png", "caption": "x", "image_id": value}
+        for name, value in zip("abab", [1, 1, None, None], strict=True)
+    ]
+    found = []
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows))
+        found.append(TASKS["retrieval"].load(str(tmp_path / f"{name}.json"))["image_id"][:])
+    assert all(ids[0] == ids[1] and len(set(ids)) == 3 for ids in found)
+    assert not set(found[0]) & set(found[1])
+
+
 def test_one_column_may_serve_twice(tmp_path):
     write(tmp_path, "a.png", "b.png")
     (tmp_path / "list.json").write_text(json.dumps([{"image": "a.png", "t": "x"}, {"image": "b.png", "t": "y"}]))
     rows = load_corpus(str(tmp_path / "list.json"), caption_column="t", id_column="image")
-    assert rows["group"] == ["a.png", "b.png"] and rows["image"][0] == str(tmp_path / "a.png")
+    assert [group.rsplit("=", 1)[1] for group in rows["group"]] == ["a.png", "b.png"] and rows["image"][0] == str(
+        tmp_path / "a.png"
+    )
 
 
 # -- captions ---------------------------------------------------------------------------------------------------------
@@ -522,3 +555,43 @@ def test_every_rank_of_a_folder_stream_sees_its_own(tmp_path):
     seen = [row["image"] for rank in range(2) for row in stream.rows(seed=0, rank=rank, world_size=2)]
     assert len(set(seen)) == len(seen) == 6
     assert list(itertools.islice(stream.rows(seed=0), 1))[0]["group"].endswith(".png")
+
+
+def test_arrays_beside_pictures_are_left_out_and_counted(tmp_path, capsys):
+    write(tmp_path, "a.png")
+    (tmp_path / "a.npy").write_bytes(b"features")
+    assert pictures_of(tmp_path) == ["a.png"]
+    assert "left out: 1 files (.npy)" in capsys.readouterr().out
+
+
+def test_metadata_that_is_not_utf_8_is_named_with_its_line(tmp_path):
+    write(tmp_path, "a.png")
+    (tmp_path / "metadata.jsonl").write_bytes(b'{"file_name": "a.png", "text": "caf\xe9"}\n')
+    with pytest.raises(ValueError, match="metadata.jsonl, line 1: not JSON .*codec can't decode"):
+        load_corpus(str(tmp_path), caption_column="text")
+
+
+def test_a_folder_to_search_has_the_same_pictures_as_one_to_train_on(tmp_path):
+    names = [*AWKWARD, "a.jfif", "linked/b.mpo"]
+    write(tmp_path / "x", *names)
+    (tmp_path / "linked").mkdir()
+    write(tmp_path / "linked", "c.png")
+    (tmp_path / "x" / "link").symlink_to(tmp_path / "linked", target_is_directory=True)
+    (tmp_path / "x" / "d.heic").write_bytes(b"x")
+    (tmp_path / "x" / ".DS_Store").write_bytes(b"x")
+    with pytest.warns(UserWarning, match=r"10 pictures; not indexed: 1 files \(.heic\)"):
+        rows = picture_dataset(tmp_path / "x", "image")
+    assert sorted(rows["file"]) == sorted([*names, "link/c.png"]) == pictures_of(tmp_path / "x")
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl.gz", "rows.csv.gz", "rows.arrow"])
+def test_compressed_and_arrow_files(tmp_path, name):
+    write(tmp_path, "a.png")
+    row = {"image": "a.png", "captions": "a dog"}
+    if name.endswith(".arrow"):
+        datasets.Dataset.from_list([row]).save_to_disk(tmp_path / "saved")
+        next((tmp_path / "saved").glob("*.arrow")).rename(tmp_path / name)
+    else:
+        text = json.dumps(row) if "json" in name else "image,captions\na.png,a dog\n"
+        (tmp_path / name).write_bytes(gzip.compress(text.encode()))
+    assert load_corpus(str(tmp_path / name))["captions"] == ["a dog"]

@@ -15,6 +15,7 @@ from .files import PICTURE_ENDINGS, UNREADABLE, BadRow, unreadable
 from .hints import nearest_hint
 
 MAX_TEXT_BYTES = 1_000_000
+_FORM = 1  # of the rows that `datasets` keeps: to be raised when `read_archives` makes others of the same files
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,7 @@ def load_archives(
     shards = [str(path) for path in files]
     # The sizes and times are there for the cache of `datasets`: changed files are read again.
     stamps = tuple((path.stat().st_size, path.stat().st_mtime_ns) for path in files)
-    options = {"shards": shards, "fields": tuple(fields), "strict": not streaming, "stamps": stamps}
+    options = {"shards": shards, "fields": tuple(fields), "strict": not streaming, "stamps": (_FORM, *stamps)}
     if streaming:  # `datasets` divides the lists in the options among ranks, and leaves tuples whole
         return datasets.IterableDataset.from_generator(read_archives, gen_kwargs=options)
     features = datasets.Features(

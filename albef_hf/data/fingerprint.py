@@ -47,6 +47,8 @@ def data_fingerprint(data: TrainingData) -> dict[str, Any]:
         _digest((len(part), int(count), list(part.column_names)), into)
         for number in range(ROWS):
             row = part[number * (len(part) - 1) // (ROWS - 1)]
-            own = {key: str(value).removeprefix(f"{name}:") for key, value in row.items() if key in _IDS}
+            own = {
+                key: str(value).removeprefix(f"{name}:").removeprefix("=") for key, value in row.items() if key in _IDS
+            }
             _digest({**row, **own}, into)
     return {"rows": data.rows, "digest": into.hexdigest()}

@@ -18,6 +18,7 @@ from .hints import nearest_hint
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 EVERYTHING = "all"
+HIDDEN = "hidden"
 SPLITS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
@@ -48,7 +49,7 @@ def list_folder(folder: Path) -> Listing:
         for name in sorted(names):
             path, ending = Path(parent, name), ending_of(name)
             if _is_hidden(name):
-                found.left_out["hidden"] += 1
+                found.left_out[HIDDEN] += 1
             elif name in METADATA:
                 found.metadata.append(path)
             elif ending in PICTURE_ENDINGS:
@@ -57,6 +58,11 @@ def list_folder(folder: Path) -> Listing:
                 found.tables.append(path)
             else:
                 found.left_out[ending or "without an ending"] += 1
+    arrays = [path for path in found.pictures if path.suffix.lower() == ".npy"]
+    if len(arrays) < len(found.pictures):  # arrays beside pictures are something else, such as features
+        found.pictures = [path for path in found.pictures if path.suffix.lower() != ".npy"]
+        found.left_out[".npy"] += len(arrays)
+        found.left_out = +found.left_out
     return found
 
 
@@ -200,13 +206,13 @@ def _metadata_rows(files: Sequence[Path], others: set[str]) -> tuple[datasets.Da
 def _read_metadata(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of a file of metadata, each with its place for errors."""
     if path.suffix == ".jsonl":
-        with path.open(encoding="utf-8-sig") as handle:
+        with path.open("rb") as handle:
             for number, line in enumerate(handle, start=1):
                 if not line.strip():
                     continue
                 try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
+                    row = json.loads(line.decode("utf-8-sig"))
+                except (json.JSONDecodeError, UnicodeDecodeError) as error:
                     raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
                 if not isinstance(row, dict):
                     raise ValueError(f"{path}, line {number}: no file_name")

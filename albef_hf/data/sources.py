@@ -73,7 +73,18 @@ class CorpusStream:
             image = image["path"]
         if isinstance(image, str):
             made["image"] = image = str(self.image_root / image)
-        return {"group": f"{self.dataset}:{image if isinstance(image, str) else f'{rank}:{number}'}", **made}
+        own = image if isinstance(image, str) else f"{rank}:{number}"
+        return {**made, "group": group_of(self.dataset, made.get("group"), own)}
+
+
+def group_of(dataset: str, value: Any, own: Any) -> str:
+    """The group of a row. Equal ids of two data sets are two groups.
+
+    Args:
+        value: the row's id; null and not-a-number are none.
+        own: what tells the row from others where it has no id: its picture's path, or its number.
+    """
+    return f"{dataset}:{own}" if value is None or value != value else f"{dataset}:={value}"
 
 
 def load_corpus(
@@ -134,9 +145,9 @@ def load_corpus(
         check_captions(corpus, dataset, columns["captions"])
     keys = corpus["image"] if corpus.features["image"] == datasets.Value("string") else range(len(corpus))
     corpus = complete_pictures(corpus, dataset, image_column, root)
-    if id_column is None:
-        corpus = corpus.add_column("group", [f"{dataset}:{key}" for key in keys])
-    return corpus
+    given = [None] * len(corpus) if id_column is None else corpus["group"]
+    groups = [group_of(dataset, value, key) for value, key in zip(given, keys, strict=True)]
+    return corpus.remove_columns(["group"] if id_column is not None else []).add_column("group", groups)
 
 
 def load_columns(

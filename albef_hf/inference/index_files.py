@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from ..data.files import PICTURE_ENDINGS
+from ..data.folders import HIDDEN, list_folder
 from ..data.hashing import file_digest
 from ..data.hints import nearest_hint
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _FEATURES, _DESCRIPTION = "features.safetensors", "retriever.json"
 
 
@@ -80,9 +82,14 @@ def picture_dataset(images: str | Path | datasets.Dataset, column: str) -> datas
         folder = Path(images)
         if not folder.is_dir():
             raise ValueError(f"no such folder: {folder}")
-        found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+        listing = list_folder(folder)
+        found = listing.pictures
         if not found:
-            raise ValueError(f"{folder} has no pictures ({', '.join(SUFFIXES)})")
+            raise ValueError(f"{folder} has no pictures ({', '.join(PICTURE_ENDINGS)})")
+        others = {ending: count for ending, count in listing.left_out.items() if ending != HIDDEN}
+        if others:
+            said = ", ".join(f"{count:,} files ({ending})" for ending, count in sorted(others.items()))
+            warnings.warn(f"{folder}: {len(found):,} pictures; not indexed: {said}", stacklevel=3)
         return files_dataset(folder, [str(path.relative_to(folder)) for path in found])
     if column not in images.column_names:
         raise ValueError(f"no column {column!r}; {nearest_hint(column, images.column_names)}")

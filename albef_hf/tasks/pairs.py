@@ -10,6 +10,7 @@ import torch
 
 from ..data.batches import stable_id
 from ..data.fields import usable_captions
+from ..data.sources import group_of
 from .rows import KARPATHY_LISTS, holds_paths, load_karpathy
 from .task import Task
 
@@ -20,11 +21,13 @@ class PairTask(Task):
 
     @classmethod
     def complete_rows(cls, rows: datasets.Dataset, dataset: str) -> datasets.Dataset:
-        """Add a missing `image_id`: the path of the picture, or the number of the row if pictures have no paths."""
-        if "image_id" in rows.column_names:
-            return rows
-        named = [str(path) for path in rows["image"]] if holds_paths(rows.features["image"]) else range(len(rows))
-        return rows.add_column("image_id", [f"{dataset}:{value}" for value in named])
+        """Add missing values of `image_id`: the path of the picture, or the number of the row if it has no path. Equal
+        ids of two data sets become different ones."""
+        own = [str(path) for path in rows["image"]] if holds_paths(rows.features["image"]) else range(len(rows))
+        given = rows["image_id"] if "image_id" in rows.column_names else [None] * len(rows)
+        ids = [group_of(dataset, value, each) for value, each in zip(given, own, strict=True)]
+        rows = rows.remove_columns([name for name in ("image_id",) if name in rows.column_names])
+        return rows.add_column("image_id", ids)
 
     def pair(
         self, row: Mapping[str, Any], text: str, generator: np.random.Generator, training: bool
