@@ -26,7 +26,7 @@ from albef_hf.tasks.question_answering import (
     tokenize_answers,
     weighted_answers,
 )
-from albef_hf.tasks.result import TaskSettings
+from albef_hf.tasks.result import TaskResult, TaskSettings
 from albef_hf.tasks.rows import load_karpathy
 from albef_hf.tasks.visual_entailment import VisualEntailment
 from albef_hf.tasks.visual_reasoning import VisualReasoning
@@ -366,6 +366,16 @@ def test_classes_of_ones_own_come_from_the_data(tmp_path, processor):
 )
 def test_answers_of_every_form(value, answers):
     assert answers_of({"answers": value}) == answers
+
+
+def test_an_example_marks_the_best_answer_only(lists, processor):
+    task, row = TASKS["question_answering"](processor), rows_of(lists, "question_answering")[0]
+    ranked = [("cat", 0.6), ("two dog", 0.3), ("red", 0.1)]
+    result = TaskResult("test", 1, {}, predictions=[{"question_id": 0, "answer": "cat", "ranked": ranked}])
+    lines = task.example(result, 0, row).lines
+    assert lines == [("cat (60%)", True), ("two dog (30%)", None), ("red (10%)", None), ("people: cat, two dog", None)]
+    result.predictions[0]["ranked"] = ranked[::-1]
+    assert task.example(result, 0, row).lines[0] == ("red (10%)", False)
 
 
 @pytest.mark.parametrize(

@@ -300,6 +300,21 @@ def test_a_corpus_of_unknown_words_is_refused_also_by_a_dry_run(tmp_path):
         run_here(tmp_path, "--dry_run", "--dataset", str(tmp_path / "x.parquet"), "--dataset_options", "{}")
 
 
+def test_every_pass_has_its_own_random_numbers_with_room_for_ranks(tmp_path, monkeypatch):
+    seeds, manual_seed = [], torch.manual_seed
+
+    def noted(seed):
+        seeds.append(seed)
+        return manual_seed(seed)
+
+    monkeypatch.setattr("albef_hf.training.loop.torch.manual_seed", noted)
+    run_here(tmp_path, "--accumulation", "2", "--batch_size", "4", "--max_steps", "3", "--evaluation_dataset", "null")
+    of_passes = [seed for seed in seeds if seed >= 1024]
+    assert len(set(of_passes)) >= 6
+    distances = {later - earlier for earlier, later in zip(sorted(of_passes), sorted(of_passes)[1:], strict=False)}
+    assert min(distances - {0}) >= 1024
+
+
 def test_a_tracker_that_is_not_installed_is_named(tmp_path):
     with pytest.raises(ValueError, match="report_to 'tensorbord': no such tracker is installed"):
         run_here(tmp_path, "--report_to", "tensorbord")
