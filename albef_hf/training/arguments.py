@@ -46,8 +46,12 @@ class ModelArguments:
         default_factory=dict,
         metadata={"help": "fields of AlbefTextConfig; {}: those of text_model, else of BERT base"},
     )
-    tokenizer: str = field(
-        default="wordpiece", metadata={"help": "folder, Hub id, or wordpiece (BERT's English words, of its package)"}
+    tokenizer: str | None = field(
+        default=None,
+        metadata={
+            "help": "folder or Hub id; left out, that of `text_model`, or without one `wordpiece`, BERT's English "
+            "vocabulary from the package of that name"
+        },
     )
     image_size: int = field(default=256, metadata={"help": "height and width of the input picture, pixels"})
     projection_dim: int = field(default=256, metadata={"help": "width of the contrastive space"})

