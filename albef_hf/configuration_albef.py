@@ -6,6 +6,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
+from .model_folder import check_attention
 from .remote_code import TEXT_AUTO_MAP, SavesCode
 
 POOLINGS = ("cls", "mean", "pooler")
@@ -174,6 +175,13 @@ class AlbefConfig(SavesCode, PreTrainedConfig):
             f"{self.temperature_maximum}, both positive",
         )
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Like transformers' own, but for attention that would be downloaded. Raises: ValueError: see
+        `check_attention`."""
+        check_attention(config_dict, "the configuration")
+        return super().from_dict(config_dict, **kwargs)
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> Any:
         """Save as in transformers and add the code. Paths that the encoders were loaded from are left out."""

@@ -1,12 +1,13 @@
 """Checks of a model folder before transformers reads it. Errors name the file, and nothing is unpickled."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 INDEX = "model.safetensors.index.json"
 
 
@@ -59,6 +60,27 @@ def check_model_folder(folder: Path, model_type: str) -> None:
             raise ValueError(f"{folder / name} cannot be read: {error}") from error
 
 
+def check_attention(fields: Any, where: str) -> None:
+    """Check the attention that a configuration asks for, also in its parts. Other names are kernels of the Hub, which
+    transformers would download and run.
+
+    Raises:
+        ValueError: it is none of `ATTENTIONS`; names it.
+    """
+    if not isinstance(fields, Mapping):
+        return
+    for key, value in fields.items():
+        if "attn_implementation" in key:
+            for name in value.values() if isinstance(value, Mapping) else [value]:
+                if name is not None and name not in ATTENTIONS:
+                    raise ValueError(
+                        f"{where} asks for the attention {name!r}, which is none of {', '.join(ATTENTIONS)}. Take it "
+                        "out of the configuration; what you trust you can give yourself, as attn_implementation"
+                    )
+        else:
+            check_attention(value, where)
+
+
 def _shards(index: Path) -> set[str]:
     content = read_json(index)
     shards = content.get("weight_map") if isinstance(content, dict) else None
@@ -76,4 +98,4 @@ def _shards(index: Path) -> set[str]:
     return set(shards.values())
 
 
-__all__ = ["check_json", "check_model_folder", "read_json"]
+__all__ = ["check_attention", "check_json", "check_model_folder", "read_json"]

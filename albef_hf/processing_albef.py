@@ -147,6 +147,7 @@ class AlbefProcessor(SavesCode, ProcessorMixin):
         """
         folder = Path(str(pretrained_model_name_or_path), kwargs.get("subfolder") or "")
         check_json(folder, ("processor_config.json", "tokenizer_config.json", "tokenizer.json", "config.json"))
+        kwargs.setdefault("trust_remote_code", False)
         processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         if isinstance(processor, cls) and (folder / "config.json").is_file():
             fields = read_json(folder / "config.json").get("text_config")

@@ -93,7 +93,7 @@ def export(arguments: argparse.Namespace) -> None:
 
     if not (arguments.source / "config.json").is_file():
         raise ValueError(f"{arguments.source} is no model folder: it has no config.json")
-    config = AutoConfig.from_pretrained(arguments.source)
+    config = AutoConfig.from_pretrained(arguments.source, trust_remote_code=False)
     tasks = {name: task for task, (_, name) in MODELS.items()}
     name = next(iter(config.architectures or ()), None)
     if name not in tasks:

@@ -113,13 +113,22 @@ class _Reader(pickle.Unpickler):
         raise pickle.UnpicklingError("it refers to something outside the file")
 
 
-def _plain(value: Any) -> Any:
-    """The value with numpy arrays in place of their stand-ins."""
-    if isinstance(value, _Array):
-        return value.plain()
-    if isinstance(value, Mapping):
-        return {key: _plain(content) for key, content in value.items()}
-    return value
+def _plain(value: Any, made: dict[int, Any]) -> Any:
+    """The value with numpy arrays in place of their stand-ins. What occurs twice is made once: a small file can name
+    one object so often that copies of it would fill the memory.
+
+    Args:
+        made: results by the identity of their value.
+    """
+    if id(value) not in made:
+        if isinstance(value, _Array):
+            made[id(value)] = value.plain()
+        elif isinstance(value, Mapping):
+            made[id(value)] = {}
+            made[id(value)].update((key, _plain(content, made)) for key, content in value.items())
+        else:
+            return value
+    return made[id(value)]
 
 
 def read_haiku_pickle(path: str | Path) -> dict[str, Any]:
@@ -130,7 +139,8 @@ def read_haiku_pickle(path: str | Path) -> dict[str, Any]:
     """
     try:
         with Path(path).open("rb") as handle:
-            content = _plain(_Reader(handle).load())
+            loaded = _Reader(handle).load()
+            content = _plain(loaded, {})
     except Exception as error:  # a hostile file can make the reader fail with any error, but cannot do harm
         raise ValueError(f"{path} was not read: it is no pickle of numpy arrays ({error})") from error
     if not isinstance(content, dict):

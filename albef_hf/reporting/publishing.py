@@ -49,10 +49,18 @@ _NAMES_OF_ORIGIN = ("_name_or_path", "name_or_path", "base_model_name_or_path")
 _ABSOLUTE = re.compile(r"^(/\S|~[/\\]|[A-Za-z]:[/\\]|file:)")
 # Folders where people keep files. Any other word between slashes may be ordinary text.
 _PATH = re.compile(
-    r"(?<![\w.:/])(?:/(?:home|Users|root|mnt|data|datasets|scratch|tmp|var|opt|work|srv|media|export|gpfs|lustre|nfs)/"
+    r"(?:\b(?:s3|s3a|gs|gcs|az|abfss?|wasbs?|adl|hdfs|viewfs|smb|nfs|dbfs|file|ssh|sftp)://|\\\\[\w.-]+\\)[^\s\"'`)\]]+"
+    r"|(?<![\w.:/])(?:/(?:home|Users|root|mnt|data|datasets|scratch|tmp|var|opt|work|srv|media|export|gpfs|lustre|nfs)/"
     r"|[A-Za-z]:\\)[^\s\"'`)\]]+"
 )
-_TOKEN = re.compile(r"\b(?:hf_|api_org_|sk-|ghp_|github_pat_|AKIA)[A-Za-z0-9_\-]{12,}")
+_TOKEN = re.compile(
+    r"\b(?:hf_|api_org_|sk-|gh[oprsu]_|github_pat_|glpat-|AKIA|ASIA|AIza|xox[abprs]-)[A-Za-z0-9_\-]{12,}"
+    r"|(?i:aws_secret_access_key|aws_session_token|azure_storage_key|private_key|client_secret)\W{1,5}[A-Za-z0-9+/=_\-]{8,}"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
+    r"|://[^/@\s:]+:[^/@\s]+@"
+)
+_EMAIL = re.compile(r"\b[\w.+-]+@[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,}\b")
+_NOT_READ = ("tokenizer.json", "vocab.txt", "added_tokens.json", "LICENSE")  # words of others
 _SECRET_NAME = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|KEY)$")
 
 
@@ -171,7 +179,7 @@ def _clean(value: Any, hidden: set[str], key: str = "") -> Any:
     if not isinstance(value, str):
         return value
     local_origin = key in _NAMES_OF_ORIGIN and not is_hub_id(value)
-    found = _ABSOLUTE.match(value) or _PATH.search(value) or _TOKEN.search(value)
+    found = _ABSOLUTE.match(value) or _PATH.search(value) or _TOKEN.search(value) or _EMAIL.search(value)
     return "" if local_origin or found or any(text in value for text in hidden) else value
 
 
@@ -201,5 +209,8 @@ def _check(path: Path, source: Path, secrets: set[str], private: set[str]) -> No
             raise ValueError(f"{source}, line {number}: a token or secret of this machine")
         found = _PATH.search(line)
         named = found.group() if found else next((name for name in private if name in line), None)
-        if named and path.name != "tokenizer.json":
+        if named and path.name not in _NOT_READ:
             raise ValueError(f"{source}, line {number}: a path of this machine, {named!r}")
+        address = _EMAIL.search(line)
+        if address and path.name not in _NOT_READ and not path.name.endswith(".py"):
+            raise ValueError(f"{source}, line {number}: an e-mail address, {address.group()!r}")

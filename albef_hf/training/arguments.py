@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -188,6 +189,13 @@ class TrainingArguments:
 
 GROUPS = (ModelArguments, DataArguments, TrainingArguments)
 
+REDACTED = "REDACTED"
+# Keys and values of data set options that nobody else may see.
+_SECRET_KEY = re.compile(r"(?i)(^|[_-])(token|secret|password|passwd|credentials?|authorization|(api|access)?key)$")
+_SECRET_VALUE = re.compile(
+    r"\b(?:hf_|api_org_|sk-|gh[oprsu]_|github_pat_|AKIA)[A-Za-z0-9_\-]{12,}|://[^/@\s]+:[^/@\s]+@"
+)
+
 # Former names of keys and flags -> their names now.
 RENAMED = {"published": "published_defects"}
 
@@ -262,13 +270,27 @@ def parse_arguments(argv: list[str] | None = None, groups: tuple[Any, ...] = GRO
         values |= loaded
     values |= {name: value for name, value in vars(parsed).items() if name in fields and value is not None}
     converted = {name: _convert(name, value, fields[name]) for name, value in values.items()}
+    for name, value in converted.items():
+        if f"'{REDACTED}'" in repr(value):
+            raise ValueError(f"{name} holds {REDACTED} in place of a secret that was not written down: give it anew")
     return tuple(
         group(**{f.name: converted[f.name] for f in dataclasses.fields(group) if f.name in converted})
         for group in groups
     )
 
 
+def redact(value: Any, key: str = "") -> Any:
+    """A value with `REDACTED` in place of tokens, passwords and keys, by their names and by their form."""
+    if isinstance(value, dict):
+        return {name: redact(each, str(name)) for name, each in value.items()}
+    if isinstance(value, list):
+        return [redact(each, key) for each in value]
+    if isinstance(value, str) and (value and _SECRET_KEY.search(key) or _SECRET_VALUE.search(value)):
+        return REDACTED
+    return value
+
+
 def resolved(*groups: Any) -> str:
-    """All arguments of a run as YAML, which `parse_arguments` reads back."""
+    """All arguments of a run as YAML, which `parse_arguments` reads back. Secrets are not written: see `redact`."""
     values = {k: v for group in groups for k, v in dataclasses.asdict(group).items()}
-    return yaml.safe_dump(json.loads(json.dumps(values)), sort_keys=False)
+    return yaml.safe_dump(redact(json.loads(json.dumps(values))), sort_keys=False)

