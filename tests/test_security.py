@@ -200,8 +200,9 @@ def test_the_code_calls_nothing_that_unpickles_or_evaluates():
     [
         "import dill", "from joblib import load", "pickle.load(f)", "pickle.loads(b)", "torch.load(p)",
         "torch.load(p, weights_only=False)", "np.load(p, allow_pickle=True)", "yaml.load(t)", "eval(t)",
-        "os.system(t)", "subprocess.run(t, shell=True)", "AutoModel.from_pretrained(n)", "AutoConfig.from_pretrained(n, **options)",
-        "AutoModel.from_pretrained(n, trust_remote_code=True)", "class R(pickle.Unpickler): ...",
+        "os.system(t)", "subprocess.run(t, shell=True)", "AutoModel.from_pretrained(n)",
+        "AutoConfig.from_pretrained(n, **options)", "AutoModel.from_pretrained(n, trust_remote_code=True)",
+        "class R(pickle.Unpickler): ...",
     ],
 )  # fmt: skip
 def test_the_search_for_such_calls_finds_them(line):

@@ -25,6 +25,8 @@ def test_the_share_of_unknown_words(processor):
     assert warning.startswith(f"warning: x: many words are unknown, such as in 'a {unknown}'")
     with pytest.raises(ValueError, match=f"x: the vocabulary knows none of the words in 3 texts, such as '{unknown}'"):
         check_vocabulary([unknown] * 3, processor, "x")
+    with pytest.raises(ValueError, match=f"such as '({unknown}){{80}}';"):
+        check_vocabulary([unknown * 100], processor, "x")
     assert check_vocabulary([], processor, "x") == check_vocabulary(["?!"], processor, "x") == []
 
 
