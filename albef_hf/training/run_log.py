@@ -105,8 +105,8 @@ class TrainingLog:
         sums = sums | {name: value.float() * micro_batches for name, value in self.method.health(output).items()}
         means = self.accelerator.reduce(torch.stack(list(sums.values())), "mean") / micro_batches
         values = dict(zip(sums, means.tolist(), strict=True))
-        values["gradient_norm"] *= self.arguments.accumulation
         counts = {name: round(values[name] * micro_batches) for name in ("skipped_steps", "spikes", "worst")}
+        values["gradient_norm"] *= micro_batches / max(1, steps - counts["skipped_steps"])  # of the steps that counted
         values |= counts
         worst = values.pop("worst")
         seconds = time.monotonic() - self.since
