@@ -134,3 +134,53 @@ def test_colors_are_an_option_of_every_augmentation_and_may_have_their_former_na
     assert torch.equal(colored, former)
     with pytest.raises(ValueError, match="'colours' is the former name of 'colors'; give only 'colors'"):
         build_augmentation("none", 32, (0.5,) * 3, (0.5,) * 3, colors=0.5, colours=1.0)
+
+
+class Boxes:
+    """Stands in for a picture, and notes which box is cut out of it."""
+
+    def __init__(self, width: int, height: int) -> None:
+        self.size, self.boxes = (width, height), []
+
+    def resize(self, size, resample, box):
+        self.boxes.append(box)
+
+
+def boxes_of(width: int, height: int, scale, count: int = 1000) -> np.ndarray:
+    picture, generator = Boxes(width, height), np.random.default_rng(0)
+    for _ in range(count):
+        random_crop(picture, 8, scale, generator)
+    return np.array(picture.boxes, dtype=float)
+
+
+def test_crops_have_the_published_shapes_and_areas():
+    left, top, right, bottom = boxes_of(4000, 4000, (0.2, 0.5)).T
+    width, height = right - left, bottom - top
+    ratio, area = np.log(width / height), width * height / 4000**2
+    edge = np.log(4 / 3)
+    assert ratio.min() >= -edge - 1e-3 and ratio.max() <= edge + 1e-3
+    # Uniform in the logarithm of the ratio, and in the area.
+    for values, low, high in ((ratio, -edge, edge), (area, 0.2, 0.5)):
+        shares = np.histogram(values, bins=4, range=(low - 1e-3, high + 1e-3))[0] / len(values)
+        assert abs(shares - 0.25).max() < 0.06
+    assert left.min() >= 0 and right.max() <= 4000 and left.std() > 300 and top.std() > 300
+
+
+@pytest.mark.parametrize(("size", "box"), [((300, 30), (130, 0, 170, 30)), ((30, 300), (0, 130, 30, 170))])
+def test_where_no_crop_fits_the_largest_in_the_middle_is_taken(size, box):
+    assert (boxes_of(*size, (1.0, 1.0), count=3) == box).all()
+
+
+@pytest.mark.parametrize("operation", [5, 6, 7, 8, 9])
+def test_uncovered_parts_become_gray(operation):
+    class Chosen:
+        def integers(self, *_):
+            return operation
+
+        def random(self):
+            return 0.25
+
+    changed = np.asarray(random_operation(Image.new("RGB", (40, 40), "white"), Chosen()))
+    grays = (changed == 128).all(-1)
+    assert 0.03 < grays.mean() < 0.7 and (changed[grays] == 128).all()
+    assert (changed.reshape(-1, 3) == 255).all(-1).any()

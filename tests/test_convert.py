@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import load_reference, published_shapes, published_state, tiny_model
+from helpers import load_reference, published_shapes, published_state, tiny_batch, tiny_config, tiny_model
 from safetensors.torch import load_file, save_file
 
 from albef_hf import AlbefForPreTraining, load_original_checkpoint
@@ -354,3 +354,17 @@ def test_the_script_converts_verifies_and_exports(recorded, tmp_path, monkeypatc
     assert not (tmp_path / "third").exists()
     with pytest.raises(SystemExit, match="nothing is no model folder"):
         run_script(script, monkeypatch, tmp_path / "nothing", tmp_path / "back.pth", "--export")
+
+
+def test_heads_are_64_wide_unless_said_otherwise():
+    """Shapes do not tell the number of heads."""
+    vision = {**tiny_config().vision_config.to_dict(), "hidden_size": 192, "num_attention_heads": 3}
+    model = tiny_model(vision_config=vision, text_config={"hidden_size": 128, "num_attention_heads": 2})
+    state = export_original_checkpoint(model)
+    for options, heads in (({}, (3, 2)), ({"vision_heads": 6, "text_heads": 4}, (6, 4)), ({"text_heads": 8}, (3, 8))):
+        config = infer_config(state, **options)
+        assert (config.vision_config.num_attention_heads, config.text_config.num_attention_heads) == heads
+    again = load_original_checkpoint(state)
+    batch = {key: tiny_batch()[key] for key in ("pixel_values", "input_ids", "attention_mask")}
+    found, expected = (each.eval()(**batch).logits_per_image for each in (again, model))
+    torch.testing.assert_close(found, expected)

@@ -18,6 +18,8 @@ from albef_hf.data.batches import RejectionLog, mask_tokens
 from albef_hf.data.loading import build_training_data
 from albef_hf.data.retrieval import build_retrieval_data
 from albef_hf.data.sources import load_corpus
+from albef_hf.tasks import TASKS
+from albef_hf.tasks.batches import build_task_data
 
 pytestmark = pytest.mark.usefixtures("no_pauses")
 
@@ -102,6 +104,37 @@ def test_the_batch_is_what_the_model_takes(json_list, processor):
     assert torch.equal(batch["mlm_positions"], (flat != -100).nonzero().squeeze(1))
     asked = batch["mlm_labels"] != -100
     assert torch.equal(batch["mlm_labels"][asked], batch["input_ids"][asked])
+
+
+def test_captions_that_are_cleaned_to_one_text_have_one_id(json_list, processor):
+    rows = json.loads(json_list.read_text())
+    for number, row in enumerate(rows):
+        row["caption"] = ["A dog!", "a  dog", "the dog"][number % 3]
+    json_list.write_text(json.dumps(rows))
+    for build in (
+        lambda: build_training_data(arguments(json_list), processor, batch_size=20, seed=0),
+        lambda: build_task_data(
+            TASKS["retrieval"](processor), {"x": TASKS["retrieval"].load(str(json_list))}, batch_size=20, seed=0
+        ),
+    ):
+        (batch,) = first(build(), 1)
+        ids = batch["caption_ids"].tolist()
+        assert len(set(ids)) == 2 and sorted(ids.count(each) for each in set(ids)) == [6, 14]
+
+
+@pytest.mark.parametrize("first_caption", [False, True])
+def test_the_first_caption_alone_is_evaluated_on_request(json_list, first_caption):
+    data = build_retrieval_data(
+        DataArguments(
+            evaluation_dataset=str(json_list),
+            evaluation_split="train",
+            caption_column="caption",
+            evaluation_first_caption=first_caption,
+        )
+    )
+    expected = [f"drawing {n}" for n in range(20)]
+    assert [text for text in data.texts if text.startswith("drawing")] == expected
+    assert len(data.texts) == (20 if first_caption else 40)
 
 
 def test_masking_has_the_published_rates_and_spares_special_tokens():

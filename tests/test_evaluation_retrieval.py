@@ -176,6 +176,10 @@ def test_the_sum_adds_cosine_to_the_matching_logit_and_contrast_needs_no_head():
     found = torch.from_numpy(result.image_to_text_scores[:, :3])
     torch.testing.assert_close(found, expected.values, rtol=1e-9, atol=1e-9)
     assert result.image_to_text[:, :3].tolist() == expected.indices.tolist()
+    expected = published_order(similarity.T, matching.T + similarity.T, 3).topk(3, dim=1)
+    found = torch.from_numpy(result.text_to_image_scores[:, :3])
+    torch.testing.assert_close(found, expected.values, rtol=1e-9, atol=1e-9)
+    assert result.text_to_image[:, :3].tolist() == expected.indices.tolist()
     model.matching_logits = None  # calling it would raise
     contrastive = evaluate_retrieval(model, ToyProcessor(), data, k=3, score="contrastive", batch_size=4)
     assert contrastive.k == 0 and not any(name.startswith("reranked_") for name in contrastive.metrics)

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 from helpers import tiny_model
 from PIL import Image
 
+from albef_hf.evaluation.boxes import score_proposals
 from albef_hf.evaluation.grounding import (
     AlbefGrounder,
     Grounding,
@@ -52,3 +54,16 @@ def test_finding_and_scoring_make_the_evaluation(processor):
 def test_a_sample_without_its_box_is_named_before_any_box_is_looked_for():
     with pytest.raises(ValueError, match="sample 1 .'two'. has no box to compare with"):
         evaluate_grounding(None, [GroundingSample(IMAGE, "one", [0, 0, 5, 5]), GroundingSample(IMAGE, "two")])
+
+
+def test_the_exponent_weighs_the_area_of_a_proposal(processor):
+    """Heat 4 in 4 pixels, 10 in 16, 12 in 64: each exponent has another best box."""
+    heat = torch.zeros(8, 8)
+    heat[:2, :2], heat[2:4, :4], heat[4:, :] = 1.0, 6 / 8, 2 / 32
+    boxes = [[0, 0, 2, 2], [0, 0, 4, 4], [0, 0, 8, 8]]
+    sample = GroundingSample(Image.new("RGB", (8, 8)), "one", proposals=boxes)
+    model = tiny_model(text_config={"vocab_size": len(processor.tokenizer)}).eval()
+    for exponent, best in ((0.0, 2), (None, 1), (0.5, 1), (1.0, 0)):
+        grounder = AlbefGrounder(model, processor, **({} if exponent is None else {"exponent": exponent}))
+        assert grounder._choose(heat, sample.image, sample).box.tolist() == boxes[best]
+    assert score_proposals(heat.numpy(), np.array(boxes)).tolist() == pytest.approx([2.0, 2.5, 1.5])

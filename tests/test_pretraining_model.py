@@ -11,6 +11,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from albef_hf import AlbefConfig, AlbefForPreTraining, AlbefModel
 from albef_hf.convert.albef import convert_state
+from albef_hf.losses import unit_vectors
 
 # -- momentum copies through saving and loading -----------------------------------------------------------------------
 
@@ -236,6 +237,35 @@ def test_unknown_ids_match_no_other_pair():
     batch["image_ids"] = torch.full((4,), -100)
     output = tiny_model(same_image="mask").eval()(**batch)
     assert torch.equal(output.loss_itc, tiny_model().eval()(**batch).loss_itc)
+
+
+def test_masked_and_positive_ids_together():
+    """One id shares the target, the other is left out: by hand, for both policies at once."""
+    batch = tiny_batch()
+    batch["image_ids"], batch["caption_ids"] = torch.tensor([1, 2, 1, 4]), torch.tensor([5, 6, 7, 6])
+    for same_image, same_caption in (("positive", "mask"), ("mask", "positive")):
+        model = tiny_model(same_image=same_image, same_caption=same_caption, queue_size=0, alpha=0.0).eval()
+        output = model(**batch)
+        image, text = (model.momentum_copy.get_submodule(name) for name in ("vision_projection", "text_projection"))
+        ids = {"image": batch["image_ids"], "caption": batch["caption_ids"]}
+        policy = {"image": same_image, "caption": same_caption}
+        equal = {name: ids[name][:, None] == ids[name] for name in ids}
+        own = torch.eye(4, dtype=torch.bool)
+        shared = own | next(equal[name] for name in ids if policy[name] == "positive")
+        left_out = next(equal[name] for name in ids if policy[name] == "mask") & ~shared
+        albef = model.albef
+        with torch.no_grad():
+            texts = albef.text_model.encode_text(batch["input_ids"], batch["attention_mask"])[:, 0]
+            pictures = albef.vision_model(batch["pixel_values"]).pooled
+            online = [unit_vectors(albef.vision_projection(pictures)), unit_vectors(albef.text_projection(texts))]
+            keys = [unit_vectors(image(pictures)), unit_vectors(text(texts))]  # copies equal the weights at first
+            expected = 0
+            for query, key in ((online[0], keys[1]), (online[1], keys[0])):
+                logits = (query @ key.T / albef.temperature).masked_fill(left_out, float("-inf"))
+                log_probability = logits.log_softmax(1).masked_fill(~shared, 0)
+                expected = expected - (log_probability.sum(1) / shared.sum(1)).mean() / 2
+        torch.testing.assert_close(output.loss_itc, expected)
+        assert left_out.any() and shared.sum() > 4
 
 
 def test_clear_errors():

@@ -66,6 +66,37 @@ def test_probes_choose_on_training_rows_only():
         assert all(right[key] == spoiled[key] for key in keys)
 
 
+def test_held_out_rows_are_not_fitted():
+    """Noise that can be learned by heart: rows that a probe has seen are all right, others right by chance."""
+    generator = torch.Generator().manual_seed(0)
+    train, labels = torch.randn(60, 200, generator=generator), torch.randint(4, (60,), generator=generator)
+    for probe in (logistic_regression, linear_probe):
+        found = probe(train, labels, train, labels)
+        assert found["validation_accuracy"] < 0.7
+    assert logistic_regression(train, labels, train, labels)["accuracy"] == 1
+
+
+def test_test_rows_are_standardized_by_the_training_rows():
+    train, y = clusters(300, 0)
+    test, t = clusters(200, 1)
+    scale, shift = torch.linspace(0.2, 4, 10), torch.linspace(-2, 3, 10)
+    moved = test * scale + shift  # their own mean and deviation would undo this
+    mean, deviation = train.mean(0), train.std(0)
+    layer = fit_logistic_regression((train - mean) / deviation, y, 4, penalty=0.01)
+    expected = float((layer((moved - mean) / deviation).argmax(1) == t).float().mean())
+    assert logistic_regression(train, y, moved, t, penalties=(0.01,))["accuracy"] == pytest.approx(expected)
+    plain = logistic_regression(train, y, test, t, penalties=(0.01,))["accuracy"]
+    assert expected < plain - 0.1
+    assert linear_probe(train, y, moved, t)["accuracy"] < linear_probe(train, y, test, t)["accuracy"] - 0.1
+
+
+def test_neighbors_are_near_by_angle_not_by_length():
+    train, y = clusters(300, 0, noise=1.2)
+    test, t = clusters(100, 1, noise=1.2)
+    lengths = [torch.rand(count, 1, generator=torch.Generator().manual_seed(count)) * 9 + 0.1 for count in (300, 100)]
+    assert knn_accuracy(train * lengths[0], y, test * lengths[1], t) == knn_accuracy(train, y, test, t)
+
+
 def test_linear_probe_trains_every_rate():
     train, y = clusters(400, 0, noise=1.0)
     found = linear_probe(train, y, *clusters(100, 1, noise=1.0), learning_rates=(0.0, 0.1), epochs=10)

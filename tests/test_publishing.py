@@ -150,6 +150,15 @@ def test_weights_are_what_they_are_called(run, tmp_path):
         stage(run, tmp_path / "d", "someone/tiny")
 
 
+@pytest.mark.parametrize("name", [".eval_results", "anything"])
+def test_a_link_to_a_folder_is_refused(run, tmp_path, name):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "results.yaml").write_text("private: true\n")
+    (run / "model" / name).symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    with pytest.raises(ValueError, match=f"{name} is a link to a folder"):
+        stage(run, tmp_path / "upload", "someone/tiny")
+
+
 def test_what_is_no_model_is_refused(run, tmp_path):
     with pytest.raises(ValueError, match="neither a run folder"):
         stage(run / "checkpoints" / "step-00000001", tmp_path / "upload", "someone/tiny")

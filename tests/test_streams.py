@@ -105,6 +105,26 @@ def test_ranks_share_a_stream(tmp_path, processor):
     assert sorted(parts[0] + parts[1]) == sorted(f"thing number {i}" for i in range(32))
 
 
+def test_a_mixture_of_streams_is_drawn_anew_in_each_epoch_and_on_each_rank(tmp_path, processor):
+    entries = [
+        {"dataset": parquet_of(tmp_path / f"{name}.parquet", 8), "caption_column": "text", "weight": weight}
+        for name, weight in (("a", 1.0), ("b", 3.0))
+    ]
+
+    def sources(rank):
+        arguments = DataArguments(mixture=entries, streaming=True, streaming_rows=400, augmentation="none")
+        data = build_training_data(arguments, processor, batch_size=2, seed=0, rank=rank, world_size=2)
+        rows = [
+            [row["group"].rsplit(".parquet")[0][-1] for row in itertools.islice(data._rows(e), 200)] for e in (0, 1)
+        ]
+        return ["".join(each) for each in rows]
+
+    found = [*sources(0), *sources(1)]
+    assert len(set(found)) == 4
+    assert all(abs(each.count("b") / 200 - 0.75) < 0.1 for each in found)
+    assert sources(0) == found[:2]
+
+
 def test_a_stream_that_ends_begins_again(tmp_path, processor):
     seen = sum(captions_of(streamed(tmp_path, processor, streaming_rows=64), 0, 16), [])
     assert {seen.count(f"thing number {i}") for i in range(32)} == {2}

@@ -74,6 +74,10 @@ def test_a_task_starts_from_a_pretraining_folder(kind, pretraining, tmp_path):
         # Image tokens are wider than the text here: keys and values of cross-attention cannot be copied.
         for own, other in zip(model.decoder.encoder.layer, theirs.fusion_layers, strict=True):
             assert layers_equal(own.attention, other.attention) and layers_equal(own.output, other.output)
+            assert layers_equal(own.intermediate, other.intermediate)
+            copied, given = own.crossattention.state_dict(), other.crossattention.state_dict()
+            kept = [name for name in copied if not name.startswith(("self.key", "self.value"))]
+            assert len(kept) == 6 and all(torch.equal(copied[name], given[name]) for name in kept)
     if kind is AlbefForImageTextRetrieval:
         assert layers_equal(model.itm_head, source.itm_head)
     if kind in TAUGHT:
@@ -101,6 +105,9 @@ def test_no_layer_is_moved_twice_when_layers_are_repeated(tmp_path):
 def test_a_decoder_as_wide_as_the_image_is_a_full_copy(tmp_path):
     changes = {"text_config": {"hidden_size": 24, "num_attention_heads": 3}}
     source = tiny_model(**changes)
+    with torch.no_grad():  # biases start at 0 and norms at 1, in a decoder that nothing is copied into too
+        for parameter in source.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
     source.save_pretrained(tmp_path)
     model = AlbefForQuestionAnswering.from_pretrained(tmp_path)
     assert layers_equal(model.decoder.encoder.layer, source.albef.text_model.fusion_layers)

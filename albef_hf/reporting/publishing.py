@@ -110,7 +110,7 @@ def _stage(source: Path, target: Path, repo_id: str) -> list[str]:
     target.mkdir(parents=True, exist_ok=True)
     for path in _published(source):
         name = path.relative_to(source)
-        if any(each.is_symlink() for each in (path, *path.parents) if source in each.parents):
+        if path.is_symlink():
             raise ValueError(f"{path} is a link, which may point at anything: save the model anew")
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         if path.name in CONFIGURATIONS:
@@ -141,6 +141,8 @@ def upload(staged: Path | str, repo_id: str, private: bool = True) -> CommitInfo
 def _published(source: Path) -> Iterator[Path]:
     """The files that `PUBLISHED` names."""
     for path in sorted(source.rglob("*")):
+        if path.is_symlink() and path.is_dir():  # whose files would be left out in silence
+            raise ValueError(f"{path} is a link to a folder, which may point at anything: save the model anew")
         name = path.relative_to(source).as_posix()
         if any(fnmatch(name, pattern) and name.count("/") == pattern.count("/") for pattern in PUBLISHED):
             yield path
