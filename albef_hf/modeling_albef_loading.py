@@ -99,13 +99,12 @@ class AlbefPreTrainedModel(LoadsFromOtherTasks, PreTrainedModel):
 
     config: AlbefConfig
     base_model_prefix = "albef"
-    main_input_name = "pixel_values"
+    main_input_name = "input_ids"
     input_modalities = ("image", "text")  # type: ignore[assignment]
     supports_gradient_checkpointing = True
     _no_split_modules = ["AlbefTextLayer"]
     _supports_sdpa = True
     _supports_flash_attn = True
-    _supports_flex_attn = True
     _supports_attention_backend = True
 
     @torch.no_grad()
