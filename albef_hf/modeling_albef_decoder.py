@@ -86,7 +86,7 @@ class AlbefAnswerDecoder(AlbefPreTrainedModel, GenerationMixin):
         question_mask: torch.Tensor | None,
         past: int,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Masks of the answer tokens that each one sees (1 or A, 1, L, past + L) and of question tokens (B, 1, 1, T)."""
+        """Masks of the answer tokens that each one sees (1 or A, 1, L, past + L) and of questions (B, 1, 1, T)."""
         length = states.shape[1]
         seen = torch.ones(length, past + length, dtype=torch.bool, device=states.device).tril(past)[None, None]
         if attention_mask is not None:
@@ -108,7 +108,7 @@ class AlbefAnswerDecoder(AlbefPreTrainedModel, GenerationMixin):
         """Answers (A, L), padded on the right, -> states (A, L, hidden_size).
 
         question_keys_values: of A questions, or of fewer: then each is shared by equally many consecutive answers.
-        cache: a transformers `Cache` of the tokens before these, which these are added to; `attention_mask` covers both.
+        cache: a transformers `Cache` of the tokens before, which these are added to; `attention_mask` covers both.
         """
         past = 0 if cache is None else cache.get_seq_length()
         states = self.embeddings(input_ids, past)
@@ -160,8 +160,8 @@ class AlbefAnswerDecoder(AlbefPreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithCrossAttentions:
         """Logits (batch, 1, vocabulary) of the token after each prefix. For `generate`.
 
-        question_keys_values: (batch, layers, 2, heads, tokens, head width), one tensor that `generate` can repeat. cache,
-        or past_key_values by its former name: see `decode`.
+        question_keys_values: (batch, layers, 2, heads, tokens, head width), one tensor that `generate` can repeat.
+        cache, or past_key_values by its former name: see `decode`.
         """
         if question_keys_values is None:
             raise ValueError("the decoder needs a question: call generate of AlbefForQuestionAnswering")

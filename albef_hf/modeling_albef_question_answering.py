@@ -82,7 +82,7 @@ class AlbefForQuestionAnswering(AlbefMomentumModel, GenerationMixin):
 
     def adjust_generation_fn(self, *args: Any, **kwargs: Any) -> None:
         """Load the generation configuration of a folder, if it has one."""
-        super().adjust_generation_fn(*args, **kwargs)
+        super().adjust_generation_fn(*args, **kwargs)  # type: ignore[misc]
         if self.generation_config._from_model_config:
             self.generation_config = self.decoder.generation_config
 

@@ -135,10 +135,10 @@ class AlbefTextLayer(GradientCheckpointingLayer):
         fuses: whether the layer has cross-attention.
         memory_size: width of the states that cross-attention attends to; that of image tokens where left out.
 
-    `forward` maps states (batch, tokens, hidden_size) to new states. image_keys, image_values: of one image (or question)
+    `forward` maps states (batch, tokens, hidden_size) to new ones. image_keys, image_values: of one image or question
     for each text, or of fewer: then each is shared by equally many consecutive texts; memory_mask: their mask, if
-    padded. queries: compute only this many positions, from the first; all positions are attended to in any case. extend:
-    puts the keys and values of earlier tokens before those of the given ones.
+    padded. queries: compute only this many positions, from the first; all positions are attended to in any case.
+    extend: puts keys and values of earlier tokens before those of the given ones.
     """
 
     def __init__(self, config: AlbefTextConfig, fuses: bool, memory_size: int | None = None) -> None:
@@ -249,10 +249,8 @@ class AlbefTextModel(RepeatsFusionLayers, AlbefPreTrainedModel):
 
         queries: return only this many positions, from the first (1: the class token).
         """
-        layers = self.text_layers
-        return self._run(
-            layers, self.embeddings(input_ids), attention_mask, [(None, None)] * len(layers), queries, **kwargs
-        )
+        layers, nothing = self.text_layers, [(None, None)] * len(self.text_layers)
+        return self._run(layers, self.embeddings(input_ids), attention_mask, nothing, queries, **kwargs)
 
     def project_image_tokens(self, image_tokens: torch.Tensor) -> list[KeysValues]:
         """Keys and values of images (batch, tokens, encoder_hidden_size) for each fusion layer.

@@ -179,13 +179,14 @@ def test_every_trainable_parameter_receives_a_gradient_and_moves(case):
     assert still == before.keys() - reached.keys()
 
 
+@pytest.mark.parametrize("reentrant", [False, True], ids=["usual", "reentrant"])
 @every_class
-def test_gradient_checkpointing_computes_layers_again_and_changes_nothing(case):
+def test_gradient_checkpointing_computes_layers_again_and_changes_nothing(case, reentrant):
     gradients, calls = [], []
     for checkpointing in (False, True):
         model = double(case.model_class).train()
         if checkpointing:
-            model.gradient_checkpointing_enable()
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
         count = []
         for layer in model.modules():
             if isinstance(layer, AlbefTextLayer):
@@ -212,6 +213,64 @@ def test_half_precision_keeps_losses_in_full_precision(case, dtype):
         torch.testing.assert_close(output[name], reference[name], atol=0.05, rtol=0.02)
     case.objective(output).backward()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+VOCABULARY = re.compile(r"(word_embeddings\.weight|predictions\.bias)$")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"), [((70,), 70), ((50,), 50), ((None, 32), 64)], ids=["longer", "shorter", "rounded"]
+)
+@every_class
+def test_resizing_the_vocabulary_reaches_every_part(case, change, words, tmp_path):
+    model = new(case.model_class)
+    if case.taught:  # copies that have moved
+        torch._foreach_mul_(list(model.momentum_copy.parameters()), 1.5)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    given = model.resize_token_embeddings(*change)
+    assert given is model.get_input_embeddings() and given.num_embeddings == words
+    assert model.config.get_text_config().vocab_size == words
+    assert {name for name, parameter in model.named_parameters() if not parameter.requires_grad} == frozen
+    for name, tensor in model.state_dict().items():
+        if not VOCABULARY.search(name):
+            assert torch.equal(tensor, before[name])
+            continue
+        assert len(tensor) == words and torch.equal(tensor[:60], before[name][:words])
+        if name.startswith("momentum_copy."):
+            part, _, rest = name.removeprefix("momentum_copy.").partition(".")
+            assert torch.equal(tensor[60:], model.online_modules()[part].state_dict()[rest][60:])
+    batch = case.feed() | {"input_ids": case.feed()["input_ids"].clamp(max=49)}
+    batch = {
+        key: value.clamp(max=49) if key.endswith(("input_ids", "mlm_labels")) else value
+        for key, value in batch.items()
+    }
+    batch["input_ids"][0, 1] = words - 1
+    assert case.objective(model(**batch)).isfinite()
+    if case.taught:
+        model.update_momentum()
+    model.save_pretrained(tmp_path)
+    loaded = case.model_class.from_pretrained(tmp_path)
+    assert torch.equal(loaded.get_input_embeddings().weight, given.weight)
+
+
+@every_class
+def test_a_vocabulary_that_is_not_resized_stays(case):
+    model = new(case.model_class)
+    embeddings = model.get_input_embeddings()
+    assert model.resize_token_embeddings() is embeddings and embeddings.num_embeddings == 60
+
+
+@every_class
+def test_the_main_input_comes_first(case):
+    _, first, *_ = inspect.signature(case.model_class.forward).parameters
+    assert case.model_class.main_input_name == first
+
+
+@every_class
+def test_attention_that_does_not_know_our_masks_is_refused(case):
+    with pytest.raises(ValueError, match="does not support .*flex"):
+        new(case.model_class).set_attn_implementation("flex_attention")
 
 
 # -- training ---------------------------------------------------------------------------------------------------------
