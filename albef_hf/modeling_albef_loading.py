@@ -34,6 +34,10 @@ class LoadsFromOtherTasks:
 
     loading_report = "built from its configuration: every weight is new"
 
+    # Parts that a model cannot be used without, and those of them that the last loading left random.
+    needed_parts: ClassVar[tuple[str, ...]] = ()
+    untrained_parts: Sequence[str] = ()
+
     # Weights that do not start at random where a checkpoint lacks them: a pattern of their names -> how they start.
     starts: ClassVar[dict[str, str]] = {}
 
@@ -90,6 +94,8 @@ class LoadsFromOtherTasks:
         ]
         model.tie_weights()  # also within the momentum copies, which transformers does not look into
         model.freeze()
+        missing = {_part(name) for name in report["missing_keys"]}
+        model.untrained_parts = tuple(part for part in cls.needed_parts if part in missing)
         model.loading_report = _in_words(report, cls.starts)
         logger.info("%s from %s: %s", cls.__name__, name, model.loading_report)
         return (model, report) if with_report else model
@@ -148,6 +154,7 @@ class AlbefPreTrainedModel(LoadsFromOtherTasks, PreTrainedModel):
                 weight.copy_(online)
                 kept = min(len(weight), len(known[name]))
                 weight[:kept] = known[name][:kept]
+        self.vocab_size = words  # as transformers does
         self.freeze()
         return self.get_input_embeddings()
 

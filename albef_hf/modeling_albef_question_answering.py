@@ -17,7 +17,7 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_albef import AlbefConfig
 from .losses import IGNORED, accuracy, answer_losses, check_pairs, distills
 from .modeling_albef import AlbefModel
-from .modeling_albef_attention import KeysValues
+from .modeling_albef_attention import KeysValues, asked_outputs, recording
 from .modeling_albef_decoder import AlbefAnswerDecoder
 from .modeling_albef_momentum import AlbefMomentumModel, check_images_per_text
 from .modeling_albef_text import AlbefTextModel
@@ -34,6 +34,7 @@ class AlbefForQuestionAnsweringOutput(ModelOutput):
         answer_logits: (A, L - 1, vocabulary): position i predicts token i + 1.
         answer_labels: (A, L - 1); -100 where padded.
         question_states: (B, T, hidden_size), which the decoder attends to.
+        hidden_states, attentions, cross_attentions: of the question, layer by layer, where asked for.
     """
 
     loss: torch.Tensor | None = None
@@ -41,6 +42,9 @@ class AlbefForQuestionAnsweringOutput(ModelOutput):
     answer_logits: torch.Tensor | None = None
     answer_labels: torch.Tensor | None = None
     question_states: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -157,9 +161,10 @@ class AlbefForQuestionAnswering(AlbefMomentumModel, GenerationMixin):
             ValueError: different numbers of images and questions, answers without weights, or `answers_per_question`
                 that do not add up to A.
         """
-        question_states = self.encode_question(input_ids, pixel_values, attention_mask)
+        with recording(self.albef.text_model.encoder.layer, asked_outputs(self.config, kwargs)) as record:
+            question_states = self.encode_question(input_ids, pixel_values, attention_mask)
         if answer_input_ids is None:
-            return AlbefForQuestionAnsweringOutput(question_states=question_states)
+            return AlbefForQuestionAnsweringOutput(question_states=question_states, **record)
         alpha = self.config.alpha if alpha is None else alpha
         questions, answers = input_ids.shape[0], answer_input_ids.shape[0]
         _check_answers(questions, answer_input_ids, answer_weights, answers_per_question)
@@ -194,6 +199,7 @@ class AlbefForQuestionAnswering(AlbefMomentumModel, GenerationMixin):
             answer_logits=logits,
             answer_labels=labels,
             question_states=question_states,
+            **record,
         )
 
     @torch.no_grad()

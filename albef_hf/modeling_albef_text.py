@@ -18,7 +18,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_albef import AlbefTextConfig
-from .modeling_albef_attention import KeysValues, additive_mask, eager_attention_forward
+from .modeling_albef_attention import KeysValues, additive_mask, asked_outputs, eager_attention_forward
 from .modeling_albef_loading import AlbefPreTrainedModel, RepeatsFusionLayers
 
 
@@ -294,6 +294,7 @@ class AlbefTextModel(RepeatsFusionLayers, AlbefPreTrainedModel):
 
         Attention maps (`output_attentions=True`) need `attn_implementation="eager"`.
         """
+        asked_outputs(self.config, kwargs)
         hidden_states = self.encode_text(input_ids, attention_mask, **kwargs)
         if encoder_hidden_states is not None:
             images = self.config.images_per_text
