@@ -109,6 +109,7 @@ class AlbefPreTrainedModel(LoadsFromOtherTasks, PreTrainedModel):
     main_input_name = "input_ids"
     input_modalities = ("image", "text")  # type: ignore[assignment]
     supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # losses are means of a batch: `Trainer` divides them by accumulation steps
     _no_split_modules = ["AlbefTextLayer"]
     _supports_sdpa = True
     _supports_flash_attn = True

@@ -106,7 +106,8 @@ class AlbefForImageTextRetrieval(AlbefAlignmentModel):
         if not return_loss:
             scores = self.albef(input_ids, pixel_values, attention_mask, return_dict=True, **kwargs)
             return AlbefForImageTextRetrievalOutput(**scores)
-        refuse_outputs(self.config, kwargs)
+        if kwargs:
+            refuse_outputs(self.config, kwargs)
         alpha = self.config.alpha if alpha is None else alpha
         pairs = self.check(Pairs(pixel_values, input_ids, attention_mask, image_ids, caption_ids, negative_draws))
         online = self.encode(pairs)

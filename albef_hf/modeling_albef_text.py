@@ -23,7 +23,7 @@ from .modeling_albef_loading import AlbefPreTrainedModel, RepeatsFusionLayers
 
 
 class AlbefTextEmbeddings(nn.Module):
-    """Token ids (batch, tokens) -> states (batch, tokens, hidden_size)."""
+    """Token ids (batch, tokens) -> states (batch, tokens, hidden_size). past: how many tokens come before them."""
 
     def __init__(self, config: AlbefTextConfig) -> None:
         super().__init__()
@@ -34,7 +34,6 @@ class AlbefTextEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, input_ids: torch.Tensor, past: int = 0) -> torch.Tensor:
-        """past: how many tokens come before, in a cache."""
         length = past + input_ids.shape[1]
         if length > self.position_embeddings.num_embeddings:
             longest = self.position_embeddings.num_embeddings
@@ -62,9 +61,10 @@ class _Attention(nn.Module):
     def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
         return states.unflatten(-1, (self.heads, self.head_size)).transpose(1, 2)
 
-    def project(self, memory: torch.Tensor) -> KeysValues:
+    def project(self, memory: torch.Tensor, extend: Callable[..., KeysValues] | None = None) -> KeysValues:
         """(batch, tokens, memory_size) -> keys and values (batch, heads, tokens, head_size)."""
-        return self._split_heads(self.key(memory)), self._split_heads(self.value(memory))
+        keys_values = self._split_heads(self.key(memory)), self._split_heads(self.value(memory))
+        return keys_values if extend is None else extend(*keys_values)
 
     def forward(
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, keys_values: KeysValues, **kwargs: Any
@@ -160,12 +160,10 @@ class AlbefTextLayer(GradientCheckpointingLayer):
         image_values: torch.Tensor | None = None,
         queries: int | None = None,
         memory_mask: torch.Tensor | None = None,
-        extend: Callable[[torch.Tensor, torch.Tensor], KeysValues] | None = None,
+        extend: Callable[..., KeysValues] | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        keys_values = self.attention.self.project(hidden_states)
-        if extend is not None:
-            keys_values = extend(*keys_values)
+        keys_values = self.attention.self.project(hidden_states, extend)
         hidden_states = self.attention(hidden_states[:, :queries], attention_mask, keys_values, **kwargs)
         if image_keys is not None and image_values is not None:
             texts, memories = hidden_states.shape[0], image_keys.shape[0]

@@ -144,11 +144,10 @@ def test_projections_that_were_never_trained_are_refused(saved, tmp_path, proces
         classify(picture, candidate_labels=["a red car", "a tree"])
     model = AlbefModel.from_pretrained(tmp_path)
     inputs = processor(images=picture, text="a car", return_tensors="pt")
-    for ask in (model.get_image_features, model.get_text_features):
-        with pytest.raises(ValueError, match="load a folder of pre-training or retrieval"):
-            ask(
-                **{key: value for key, value in inputs.items() if (key == "pixel_values") == ("image" in ask.__name__)}
-            )
+    with pytest.raises(ValueError, match="load a folder of pre-training or retrieval"):
+        model.get_image_features(inputs["pixel_values"])
+    with pytest.raises(ValueError, match="load a folder of pre-training or retrieval"):
+        model.get_text_features(inputs["input_ids"])
     model.train()(**inputs)  # to train them
     model.untrained_parts = ()
     assert model.eval()(**inputs).logits_per_image.shape == (1, 1)
