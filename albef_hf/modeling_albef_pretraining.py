@@ -116,7 +116,7 @@ class AlbefForPreTraining(AlbefAlignmentModel):
             input_ids, attention_mask: (B, T); pixel_values: (B, channels, height, width).
             mlm_input_ids, mlm_labels: (B, T), `input_ids` with some tokens masked; their original ids, -100 elsewhere.
             mlm_positions: (M,), where the flattened labels (B * T) are not -100. Searched, slowly, where left out.
-            image_ids, caption_ids: (B,) integers, equal for the same image or caption, -100 if unknown; see `AlbefConfig`.
+            image_ids, caption_ids: (B,) integers, equal for the same, -100 if unknown; see `config.same_image`.
             negative_draws: (B, 2) uniform in [0, 1), for the hard negatives; from torch's generator where left out.
             alpha: weight of the soft targets; `config.alpha` where left out.
             return_loss: compute losses; where left out, if `mlm_labels` are given.
