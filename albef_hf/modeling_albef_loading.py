@@ -131,7 +131,7 @@ class AlbefPreTrainedModel(LoadsFromOtherTasks, PreTrainedModel):
         In momentum copies, new words begin as those of the modules that they follow.
         """
         if new_num_tokens is None and pad_to_multiple_of is None:
-            return self.get_input_embeddings()
+            return self.get_input_embeddings()  # type: ignore[return-value]
         known = {name: weight.clone() for name, weight in self.named_parameters() if _WORDS.search(name)}
         for name, module in list(self.named_modules()):
             if not name.endswith("embeddings.word_embeddings"):
@@ -157,7 +157,7 @@ class AlbefPreTrainedModel(LoadsFromOtherTasks, PreTrainedModel):
                 weight[:kept] = known[name][:kept]
         self.vocab_size = words  # as transformers does
         self.freeze()
-        return self.get_input_embeddings()
+        return self.get_input_embeddings()  # type: ignore[return-value]
 
     def freeze(self) -> None:
         """Freeze momentum copies, and parameters of image encoders that are not used."""
