@@ -6,6 +6,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForPreTraining,
+    AutoModelForSequenceClassification,
     AutoModelForVisualQuestionAnswering,
     AutoModelForZeroShotImageClassification,
     AutoProcessor,
@@ -42,7 +43,17 @@ AutoModel.register(AlbefConfig, AlbefModel, exist_ok=True)
 AutoModel.register(AlbefTextConfig, AlbefTextModel, exist_ok=True)
 AutoModelForPreTraining.register(AlbefConfig, AlbefForPreTraining, exist_ok=True)
 AutoModelForVisualQuestionAnswering.register(AlbefConfig, AlbefForQuestionAnswering, exist_ok=True)
-AutoModelForZeroShotImageClassification.register(AlbefConfig, AlbefModel, exist_ok=True)
+# Of several classes, an Auto class takes the one that saved the folder, or else the first.
+AutoModelForSequenceClassification.register(
+    AlbefConfig,
+    (AlbefForVisualEntailment, AlbefForVisualReasoning, AlbefForTextAssignment),  # type: ignore[arg-type]
+    exist_ok=True,
+)
+AutoModelForZeroShotImageClassification.register(
+    AlbefConfig,
+    (AlbefModel, AlbefForImageTextRetrieval),  # type: ignore[arg-type]
+    exist_ok=True,
+)
 AutoProcessor.register(AlbefConfig, AlbefProcessor, exist_ok=True)
 
 

@@ -16,6 +16,7 @@ from .losses import (
     without_autocast,
 )
 from .modeling_albef import AlbefModel
+from .modeling_albef_attention import asked_outputs, recording
 from .modeling_albef_classification import (
     AlbefClassificationOutput,
     AlbefForVisualReasoning,
@@ -106,8 +107,10 @@ class AlbefForTextAssignment(Classifies, AlbefPreTrainedModel):
             text_model.project_image_tokens(image.tokens),
             [first_image_index, second_image_index],  # type: ignore[list-item]
         )
-        states = text_model.encode_text(input_ids, attention_mask)
-        fused = text_model.fuse(states, attention_mask, keys_values, queries=1)
+        asked = asked_outputs(self.config, kwargs)
+        with recording(text_model.encoder.layer, asked) as record:
+            states = text_model.encode_text(input_ids, attention_mask)
+            fused = text_model.fuse(states, attention_mask, keys_values, None if asked else 1)
         logits = full_precision(self.assignment_head(fused[:, 0]))
         return AlbefClassificationOutput(
             loss=mean_cross_entropy(logits, labels),  # type: ignore[arg-type]
@@ -115,6 +118,7 @@ class AlbefForTextAssignment(Classifies, AlbefPreTrainedModel):
             labels=labels,
             first_image_index=first_image_index,
             second_image_index=second_image_index,
+            **record,
         )
 
     @torch.no_grad()

@@ -25,7 +25,7 @@ from .losses import (
     mean_cross_entropy,
 )
 from .modeling_albef import AlbefModel
-from .modeling_albef_attention import KeysValues
+from .modeling_albef_attention import KeysValues, asked_outputs, recording
 from .modeling_albef_momentum import AlbefMomentumModel, check_images_per_text
 from .modeling_albef_text import AlbefTextModel
 from .momentum import MomentumCopy
@@ -42,6 +42,7 @@ class AlbefClassificationOutput(ModelOutput):
         labels: (B,), as given or drawn; -100 is ignored.
         first_image_index, second_image_index: (B,) rows of the batch, the two images of each text; for text
             assignment only.
+        hidden_states, attentions, cross_attentions: of the text and fusion encoder, layer by layer, where asked for.
     """
 
     loss: torch.Tensor | None = None
@@ -49,6 +50,9 @@ class AlbefClassificationOutput(ModelOutput):
     labels: torch.Tensor | None = None
     first_image_index: torch.Tensor | None = None
     second_image_index: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
 
 
 class AlbefClassifier(nn.Module):
@@ -164,10 +168,11 @@ class _AlbefForClassification(Classifies, AlbefMomentumModel):
         input_ids: torch.Tensor,
         pixel_values: torch.Tensor,
         attention_mask: torch.Tensor | None,
+        queries: int | None = 1,
     ) -> torch.Tensor:
         keys_values = self._keys_values(modules.vision_model, modules.text_model, pixel_values)
         states = modules.text_model.encode_text(input_ids, attention_mask)
-        fused = modules.text_model.fuse(states, attention_mask, keys_values, queries=1)
+        fused = modules.text_model.fuse(states, attention_mask, keys_values, queries)
         return full_precision(classifier(fused[:, 0]))
 
     @can_return_tuple
@@ -192,9 +197,12 @@ class _AlbefForClassification(Classifies, AlbefMomentumModel):
             ValueError: a text without its image or images, or a label that is not the number of a class.
         """
         self._check_images(pixel_values, input_ids)
-        logits = self._logits(self.albef, self.classifier, input_ids, pixel_values, attention_mask)
+        asked = asked_outputs(self.config, kwargs)
+        with recording(self.albef.text_model.encoder.layer, asked) as record:
+            queries = None if asked else 1
+            logits = self._logits(self.albef, self.classifier, input_ids, pixel_values, attention_mask, queries)
         if labels is None:
-            return AlbefClassificationOutput(logits=logits)
+            return AlbefClassificationOutput(logits=logits, **record)
         check_labels(labels, input_ids.shape[0], self.classes)
         alpha = self.config.alpha if alpha is None else alpha
         teacher_logits = None
@@ -203,7 +211,7 @@ class _AlbefForClassification(Classifies, AlbefMomentumModel):
                 copies: Any = self.momentum_copy
                 teacher_logits = self._logits(copies, copies.classifier, input_ids, pixel_values, attention_mask)
         loss = mean_cross_entropy(logits, labels, teacher_logits, alpha)
-        return AlbefClassificationOutput(loss=loss, logits=logits, labels=labels)
+        return AlbefClassificationOutput(loss=loss, logits=logits, labels=labels, **record)
 
 
 class AlbefForVisualEntailment(_AlbefForClassification):

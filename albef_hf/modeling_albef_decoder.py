@@ -1,6 +1,8 @@
 """The decoder that writes ALBEF's answers (Li et al. 2021, https://arxiv.org/abs/2107.07651, section 5, "VQA")."""
 
-from collections.abc import Sequence
+import copy
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +22,8 @@ from .modeling_albef_text import (
     AlbefTextLayer,
     AlbefTextModel,
 )
+
+DEFAULT_ANSWER_TOKENS = 10
 
 
 class AlbefAnswerLayers(nn.Module):
@@ -44,7 +48,6 @@ class AlbefAnswerDecoder(AlbefPreTrainedModel, GenerationMixin):
     main_input_name = "input_ids"
     input_modalities = ("text",)  # type: ignore[assignment]
     _supports_flash_attn = False  # `_masks` only makes masks for the other implementations
-    _supports_flex_attn = False
 
     def __init__(self, config: AlbefTextConfig) -> None:
         super().__init__(config)
@@ -77,11 +80,15 @@ class AlbefAnswerDecoder(AlbefPreTrainedModel, GenerationMixin):
         return [layer.crossattention.self.project(question_states) for layer in self.encoder.layer]
 
     def _masks(
-        self, states: torch.Tensor, attention_mask: torch.Tensor | None, question_mask: torch.Tensor | None
+        self,
+        states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        question_mask: torch.Tensor | None,
+        past: int,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Masks of the answer tokens that each one sees (1 or A, 1, L, L) and of the question tokens (B, 1, 1, T)."""
+        """Masks of the answer tokens that each one sees (1 or A, 1, L, past + L) and of questions (B, 1, 1, T)."""
         length = states.shape[1]
-        seen = torch.ones(length, length, dtype=torch.bool, device=states.device).tril()[None, None]
+        seen = torch.ones(length, past + length, dtype=torch.bool, device=states.device).tril(past)[None, None]
         if attention_mask is not None:
             seen = seen & attention_mask.to(torch.bool)[:, None, None, :]
         question = None if question_mask is None else question_mask.to(torch.bool)[:, None, None, :]
@@ -95,17 +102,46 @@ class AlbefAnswerDecoder(AlbefPreTrainedModel, GenerationMixin):
         attention_mask: torch.Tensor | None,
         question_keys_values: Sequence[KeysValues],
         question_mask: torch.Tensor | None,
+        cache: Any = None,
         **kwargs: Any,
     ) -> torch.Tensor:
         """Answers (A, L), padded on the right, -> states (A, L, hidden_size).
 
         question_keys_values: of A questions, or of fewer: then each is shared by equally many consecutive answers.
+        cache: a transformers `Cache` of the tokens before, which these are added to; `attention_mask` covers both.
         """
-        states = self.embeddings(input_ids)
-        mask, question_mask = self._masks(states, attention_mask, question_mask)
-        for layer, keys_values in zip(self.encoder.layer, question_keys_values, strict=True):
-            states = layer(states, mask, keys_values, None, question_mask, **kwargs)
+        past = 0 if cache is None else cache.get_seq_length()
+        states = self.embeddings(input_ids, past)
+        mask, question_mask = self._masks(states, attention_mask, question_mask, past)
+        for index, (layer, keys_values) in enumerate(zip(self.encoder.layer, question_keys_values, strict=True)):
+            extend = None if cache is None else functools.partial(cache.update, layer_idx=index)
+            states = layer(states, mask, *keys_values, None, question_mask, extend, **kwargs)
         return states
+
+    def answer_options(self, given: Any, arguments: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """How to generate answers: the `GenerationConfig` given, over which arguments of `generate` go.
+
+        Returns: a new one, with what both leave open; the arguments that belong to no `GenerationConfig`.
+
+        Raises:
+            ValueError: no token begins an answer.
+        """
+        options, config = copy.deepcopy(given), self.config
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            if getattr(options, name) is None:
+                setattr(options, name, getattr(config, name))
+        if arguments.get("max_length") is not None:
+            options.max_new_tokens = None
+        others = options.update(**arguments)
+        if options.max_length is None and options.max_new_tokens is None:
+            options.max_new_tokens = DEFAULT_ANSWER_TOKENS
+        begin = options.bos_token_id
+        if begin is None or not 0 <= begin < config.vocab_size:
+            raise ValueError(
+                f"text_config.bos_token_id is {begin}, which is none of the {config.vocab_size} tokens: set it "
+                "to the tokenizer's cls_token_id, and eos_token_id to its sep_token_id"
+            )
+        return options, others
 
     def predict(self, states: torch.Tensor) -> torch.Tensor:
         """(..., hidden_size) -> logits (..., vocabulary) of the next token, float32 at least."""
@@ -118,16 +154,20 @@ class AlbefAnswerDecoder(AlbefPreTrainedModel, GenerationMixin):
         attention_mask: torch.Tensor | None = None,
         question_keys_values: torch.Tensor | None = None,
         question_mask: torch.Tensor | None = None,
+        cache: Any = None,
+        past_key_values: Any = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithCrossAttentions:
         """Logits (batch, 1, vocabulary) of the token after each prefix. For `generate`.
 
         question_keys_values: (batch, layers, 2, heads, tokens, head width), one tensor that `generate` can repeat.
+        cache, or past_key_values by its former name: see `decode`.
         """
         if question_keys_values is None:
             raise ValueError("the decoder needs a question: call generate of AlbefForQuestionAnswering")
         memory = [(both[:, 0], both[:, 1]) for both in question_keys_values.unbind(1)]
-        states = self.decode(input_ids, attention_mask, memory, question_mask)
+        cache = past_key_values if cache is None else cache
+        states = self.decode(input_ids, attention_mask, memory, question_mask, cache)
         return CausalLMOutputWithCrossAttentions(logits=self.predict(states[:, -1:]))
 
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import logging
 
@@ -20,6 +20,7 @@ from .vision_backbone import VisionBackbone
 
 logger = logging.get_logger(__name__)
 
+_WORDS = re.compile(r"(embeddings\.word_embeddings\.weight|predictions\.bias)$")
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
@@ -32,6 +33,10 @@ class LoadsFromOtherTasks:
     """
 
     loading_report = "built from its configuration: every weight is new"
+
+    # Parts that a model cannot be used without, and those of them that the last loading left random.
+    needed_parts: ClassVar[tuple[str, ...]] = ()
+    untrained_parts: Sequence[str] = ()
 
     # Weights that do not start at random where a checkpoint lacks them: a pattern of their names -> how they start.
     starts: ClassVar[dict[str, str]] = {}
@@ -89,6 +94,8 @@ class LoadsFromOtherTasks:
         ]
         model.tie_weights()  # also within the momentum copies, which transformers does not look into
         model.freeze()
+        missing = {_part(name) for name in report["missing_keys"]}
+        model.untrained_parts = tuple(part for part in cls.needed_parts if part in missing)
         model.loading_report = _in_words(report, cls.starts)
         logger.info("%s from %s: %s", cls.__name__, name, model.loading_report)
         return (model, report) if with_report else model
@@ -99,13 +106,13 @@ class AlbefPreTrainedModel(LoadsFromOtherTasks, PreTrainedModel):
 
     config: AlbefConfig
     base_model_prefix = "albef"
-    main_input_name = "pixel_values"
+    main_input_name = "input_ids"
     input_modalities = ("image", "text")  # type: ignore[assignment]
     supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # losses are means of a batch: `Trainer` divides them by accumulation steps
     _no_split_modules = ["AlbefTextLayer"]
     _supports_sdpa = True
     _supports_flash_attn = True
-    _supports_flex_attn = True
     _supports_attention_backend = True
 
     @torch.no_grad()
@@ -114,6 +121,43 @@ class AlbefPreTrainedModel(LoadsFromOtherTasks, PreTrainedModel):
         start = getattr(module, "start_weights", None)  # of our own layers with parameters
         if start is not None:
             start()
+
+    @torch.no_grad()
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """Resize as in transformers: word embeddings and output biases of every text model and decoder of this model.
+
+        In momentum copies, new words begin as those of the modules that they follow.
+        """
+        if new_num_tokens is None and pad_to_multiple_of is None:
+            return self.get_input_embeddings()  # type: ignore[return-value]
+        known = {name: weight.clone() for name, weight in self.named_parameters() if _WORDS.search(name)}
+        for name, module in list(self.named_modules()):
+            if not name.endswith("embeddings.word_embeddings"):
+                continue
+            resized = self._get_resized_embeddings(module, new_num_tokens, pad_to_multiple_of, mean_resizing)
+            words = resized.num_embeddings
+            self.get_submodule(name.rpartition(".")[0]).word_embeddings = resized
+        for name, bias in list(self.named_parameters()):
+            if name.endswith("predictions.bias"):
+                longer = nn.functional.pad(bias.detach(), (0, words - len(bias)))  # a negative number cuts
+                self.get_submodule(name.rpartition(".")[0]).bias = nn.Parameter(longer)
+        for module in self.modules():
+            config = getattr(module, "config", None)
+            if isinstance(config, PreTrainedConfig) and config.model_type in ("albef", "albef_text"):
+                config.get_text_config().vocab_size = words
+        weights = dict(self.named_parameters())
+        for name, weight in weights.items():
+            if name.startswith("momentum_copy.") and name in known:
+                part, _, rest = name.removeprefix("momentum_copy.").partition(".")
+                online = dict(self.online_modules()[part].named_parameters())[rest]
+                weight.copy_(online)
+                kept = min(len(weight), len(known[name]))
+                weight[:kept] = known[name][:kept]
+        self.vocab_size = words  # as transformers does
+        self.freeze()
+        return self.get_input_embeddings()  # type: ignore[return-value]
 
     def freeze(self) -> None:
         """Freeze momentum copies, and parameters of image encoders that are not used."""

@@ -9,13 +9,16 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_albef import AlbefConfig
 from .gathering import mean_over_ranks
 from .losses import IGNORED, full_precision, mean_cross_entropy
+from .modeling_albef import AlbefOutput
 from .modeling_albef_alignment import AlbefAlignmentModel, Encoded, Pairs, Teacher
+from .modeling_albef_attention import refuse_outputs
 from .modeling_albef_text import AlbefMaskedLanguageModelingHead
 from .momentum import MomentumCopy
 
@@ -41,6 +44,7 @@ class AlbefForPreTrainingOutput(ModelOutput):
         image_keys, text_keys: (B or ranks * B, projection_dim), which `enqueue` puts into the queues.
         key_ids: (as many rows, 2) image and caption ids, -100 where unknown.
         temperature: scalar.
+        text_model_output, vision_model_output: as in `AlbefOutput`, without losses.
     """
 
     loss: torch.Tensor | None = None
@@ -60,6 +64,10 @@ class AlbefForPreTrainingOutput(ModelOutput):
     text_keys: torch.Tensor | None = None
     key_ids: torch.Tensor | None = None
     temperature: torch.Tensor | None = None
+    text_model_output: BaseModelOutputWithPooling | None = None
+    vision_model_output: BaseModelOutputWithPooling | None = None
+
+    to_tuple = AlbefOutput.to_tuple
 
 
 class AlbefForPreTraining(AlbefAlignmentModel):
@@ -108,25 +116,24 @@ class AlbefForPreTraining(AlbefAlignmentModel):
             input_ids, attention_mask: (B, T); pixel_values: (B, channels, height, width).
             mlm_input_ids, mlm_labels: (B, T), `input_ids` with some tokens masked; their original ids, -100 elsewhere.
             mlm_positions: (M,), where the flattened labels (B * T) are not -100. Searched, slowly, where left out.
-            image_ids, caption_ids: (B,) integers, equal for the same image or caption, -100 where unknown. See
-                `config.same_image` and `config.same_caption`.
-            negative_draws: (B, 2) uniform in [0, 1), which determine the hard negative image of each text and text of
-                each image. Drawn from torch's generator where left out.
+            image_ids, caption_ids: (B,) integers, equal for the same, -100 if unknown; see `config.same_image`.
+            negative_draws: (B, 2) uniform in [0, 1), for the hard negatives; from torch's generator where left out.
             alpha: weight of the soft targets; `config.alpha` where left out.
             return_loss: compute losses; where left out, if `mlm_labels` are given.
 
         Raises:
             ValueError: losses of a single pair, of different numbers of images and texts, or without any negative.
         """
-        if return_loss is None:
-            return_loss = mlm_labels is not None
+        return_loss = mlm_labels is not None if return_loss is None else return_loss
         if not return_loss:
-            return AlbefForPreTrainingOutput(**self.albef(input_ids, pixel_values, attention_mask))
+            scores = self.albef(input_ids, pixel_values, attention_mask, return_dict=True, **kwargs)
+            return AlbefForPreTrainingOutput(**scores)
+        if kwargs:
+            refuse_outputs(self.config, kwargs)
         alpha = self.config.alpha if alpha is None else alpha
         masked = (mlm_input_ids, mlm_labels, mlm_positions)
-        pairs = self.check(
-            Pairs(pixel_values, input_ids, attention_mask, image_ids, caption_ids, negative_draws, *masked)
-        )
+        given = Pairs(pixel_values, input_ids, attention_mask, image_ids, caption_ids, negative_draws, *masked)
+        pairs = self.check(given)
         online = self.encode(pairs)
         teacher = self.teach(pairs, alpha)
         keys = self.collect_keys(teacher, pairs)

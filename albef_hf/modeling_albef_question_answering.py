@@ -10,19 +10,18 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import GenerationMixin
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_albef import AlbefConfig
 from .losses import IGNORED, accuracy, answer_losses, check_pairs, distills
 from .modeling_albef import AlbefModel
-from .modeling_albef_attention import KeysValues
+from .modeling_albef_attention import KeysValues, asked_outputs, recording
 from .modeling_albef_decoder import AlbefAnswerDecoder
 from .modeling_albef_momentum import AlbefMomentumModel, check_images_per_text
 from .modeling_albef_text import AlbefTextModel
 from .momentum import MomentumCopy
-
-DEFAULT_ANSWER_TOKENS = 10
 
 
 @dataclass
@@ -35,6 +34,7 @@ class AlbefForQuestionAnsweringOutput(ModelOutput):
         answer_logits: (A, L - 1, vocabulary): position i predicts token i + 1.
         answer_labels: (A, L - 1); -100 where padded.
         question_states: (B, T, hidden_size), which the decoder attends to.
+        hidden_states, attentions, cross_attentions: of the question, layer by layer, where asked for.
     """
 
     loss: torch.Tensor | None = None
@@ -42,6 +42,9 @@ class AlbefForQuestionAnsweringOutput(ModelOutput):
     answer_logits: torch.Tensor | None = None
     answer_labels: torch.Tensor | None = None
     question_states: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -59,7 +62,7 @@ class AlbefAnswerRanking(ModelOutput):
     log_probabilities: torch.Tensor | None = None
 
 
-class AlbefForQuestionAnswering(AlbefMomentumModel):
+class AlbefForQuestionAnswering(AlbefMomentumModel, GenerationMixin):
     """Answers questions about images: by ranking a list of answers (`rank_answers`), or in free text (`generate`).
 
     Loaded from a pre-training checkpoint, the decoder starts as a copy of the fusion layers, the embeddings and the
@@ -67,7 +70,6 @@ class AlbefForQuestionAnswering(AlbefMomentumModel):
     """
 
     _supports_flash_attn = False
-    _supports_flex_attn = False
     starts = {
         r"^decoder\.(embeddings|encoder)\.": "copied from the embeddings and fusion layers where of equal shape",
     }
@@ -78,7 +80,15 @@ class AlbefForQuestionAnswering(AlbefMomentumModel):
         self.albef = AlbefModel(config, contrastive=False)
         self.decoder = AlbefAnswerDecoder(config.text_config)  # type: ignore[arg-type]
         self.momentum_copy = MomentumCopy(self.online_modules())
+        self.generation_config = self.decoder.generation_config  # not of `config`, whose temperature is another one
+        self.generation_config._from_model_config = False
         self.post_init()
+
+    def adjust_generation_fn(self, *args: Any, **kwargs: Any) -> None:
+        """Load the generation configuration of a folder, if it has one."""
+        super().adjust_generation_fn(*args, **kwargs)  # type: ignore[misc]
+        if self.generation_config._from_model_config:
+            self.generation_config = self.decoder.generation_config
 
     @classmethod
     def renamed_keys(cls, checkpoint_config: AlbefConfig | None) -> dict[str, str]:
@@ -151,9 +161,10 @@ class AlbefForQuestionAnswering(AlbefMomentumModel):
             ValueError: different numbers of images and questions, answers without weights, or `answers_per_question`
                 that do not add up to A.
         """
-        question_states = self.encode_question(input_ids, pixel_values, attention_mask)
+        with recording(self.albef.text_model.encoder.layer, asked_outputs(self.config, kwargs)) as record:
+            question_states = self.encode_question(input_ids, pixel_values, attention_mask)
         if answer_input_ids is None:
-            return AlbefForQuestionAnsweringOutput(question_states=question_states)
+            return AlbefForQuestionAnsweringOutput(question_states=question_states, **record)
         alpha = self.config.alpha if alpha is None else alpha
         questions, answers = input_ids.shape[0], answer_input_ids.shape[0]
         _check_answers(questions, answer_input_ids, answer_weights, answers_per_question)
@@ -188,6 +199,7 @@ class AlbefForQuestionAnswering(AlbefMomentumModel):
             answer_logits=logits,
             answer_labels=labels,
             question_states=question_states,
+            **record,
         )
 
     @torch.no_grad()
@@ -281,37 +293,26 @@ class AlbefForQuestionAnswering(AlbefMomentumModel):
     ) -> torch.Tensor:
         """Write an answer to each of B questions: token ids (B, 1 + new tokens), from [CLS] to [SEP], then padding.
 
-        The question is encoded once. Without a cache, the few tokens of an answer are decoded again for each new one.
+        The question is encoded once, with its keys and values.
 
         Args:
             input_ids, attention_mask, pixel_values: as in `forward`.
-            kwargs: arguments of transformers' `generate`, such as `max_new_tokens` (10 where left out), `num_beams`,
-                `do_sample` or `num_return_sequences` (answers to one question are consecutive rows).
+            kwargs: arguments of transformers' `generate`, such as `generation_config` (that of the model where left
+                out), `max_new_tokens` (10 where neither it nor `max_length` is given), `num_beams`, `do_sample` or
+                `num_return_sequences` (answers to one question are consecutive rows).
 
         Raises:
-            ValueError: a cache is asked for, or the configuration does not say which token begins an answer.
+            ValueError: neither arguments nor configurations say which token begins an answer.
         """
-        text_config: Any = self.config.text_config
-        begin = kwargs.pop("bos_token_id", text_config.bos_token_id)
-        if begin is None or not 0 <= begin < text_config.vocab_size:
-            raise ValueError(
-                f"text_config.bos_token_id is {begin}, which is none of the {text_config.vocab_size} tokens: set it "
-                "to the tokenizer's cls_token_id, and eos_token_id to its sep_token_id"
-            )
-        if kwargs.pop("use_cache", False):
-            raise ValueError("use_cache is not supported: answers are only a few tokens long")
+        given = kwargs.pop("generation_config", None) or self.generation_config
+        options, others = self.decoder.answer_options(given, kwargs)
         memory = self.decoder.project_question(self.encode_question(input_ids, pixel_values, attention_mask))
-        options = {
-            "max_new_tokens": None if "max_length" in kwargs else DEFAULT_ANSWER_TOKENS,
-            "eos_token_id": text_config.eos_token_id,
-            "pad_token_id": text_config.pad_token_id,
-        }
         return self.decoder.generate(
-            torch.full((input_ids.shape[0], 1), begin, device=input_ids.device),
+            torch.full((input_ids.shape[0], 1), options.bos_token_id, device=input_ids.device),
+            generation_config=options,
             question_keys_values=torch.stack([torch.stack(both, dim=1) for both in memory], dim=1),
             question_mask=attention_mask,
-            use_cache=False,
-            **{**options, **kwargs},
+            **others,
         )
 
 

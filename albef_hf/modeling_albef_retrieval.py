@@ -5,11 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_albef import AlbefConfig
+from .modeling_albef import AlbefOutput
 from .modeling_albef_alignment import AlbefAlignmentModel, Pairs
+from .modeling_albef_attention import refuse_outputs
 from .momentum import MomentumCopy
 
 
@@ -26,6 +29,7 @@ class AlbefForImageTextRetrievalOutput(ModelOutput):
         image_embeds, text_embeds: unit vectors (B, projection_dim).
         itm_logits, itm_labels, negative_image_index, negative_text_index, image_keys, text_keys, key_ids, temperature:
             as in `AlbefForPreTrainingOutput`.
+        text_model_output, vision_model_output: as in `AlbefOutput`, without losses.
     """
 
     loss: torch.Tensor | None = None
@@ -43,6 +47,10 @@ class AlbefForImageTextRetrievalOutput(ModelOutput):
     text_keys: torch.Tensor | None = None
     key_ids: torch.Tensor | None = None
     temperature: torch.Tensor | None = None
+    text_model_output: BaseModelOutputWithPooling | None = None
+    vision_model_output: BaseModelOutputWithPooling | None = None
+
+    to_tuple = AlbefOutput.to_tuple
 
 
 class AlbefForImageTextRetrieval(AlbefAlignmentModel):
@@ -96,7 +104,10 @@ class AlbefForImageTextRetrieval(AlbefAlignmentModel):
         if return_loss is None:
             return_loss = image_ids is not None
         if not return_loss:
-            return AlbefForImageTextRetrievalOutput(**self.albef(input_ids, pixel_values, attention_mask))
+            scores = self.albef(input_ids, pixel_values, attention_mask, return_dict=True, **kwargs)
+            return AlbefForImageTextRetrievalOutput(**scores)
+        if kwargs:
+            refuse_outputs(self.config, kwargs)
         alpha = self.config.alpha if alpha is None else alpha
         pairs = self.check(Pairs(pixel_values, input_ids, attention_mask, image_ids, caption_ids, negative_draws))
         online = self.encode(pairs)

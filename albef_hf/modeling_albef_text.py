@@ -3,7 +3,7 @@
 Parameter names are BERT's, so that BERT weights load by name.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,12 +18,12 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_albef import AlbefTextConfig
-from .modeling_albef_attention import KeysValues, additive_mask, eager_attention_forward
+from .modeling_albef_attention import KeysValues, additive_mask, asked_outputs, eager_attention_forward
 from .modeling_albef_loading import AlbefPreTrainedModel, RepeatsFusionLayers
 
 
 class AlbefTextEmbeddings(nn.Module):
-    """Token ids (batch, tokens) -> states (batch, tokens, hidden_size)."""
+    """Token ids (batch, tokens) -> states (batch, tokens, hidden_size). past: how many tokens come before them."""
 
     def __init__(self, config: AlbefTextConfig) -> None:
         super().__init__()
@@ -33,14 +33,14 @@ class AlbefTextEmbeddings(nn.Module):
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        length = input_ids.shape[1]
+    def forward(self, input_ids: torch.Tensor, past: int = 0) -> torch.Tensor:
+        length = past + input_ids.shape[1]
         if length > self.position_embeddings.num_embeddings:
             longest = self.position_embeddings.num_embeddings
             raise ValueError(f"a text of {length} tokens is longer than the {longest} positions of this model: cut it")
         # One text segment: every token is of type 0 and position i.
         embeddings = self.word_embeddings(input_ids) + self.token_type_embeddings.weight[0]
-        return self.dropout(self.LayerNorm(embeddings + self.position_embeddings.weight[:length]))
+        return self.dropout(self.LayerNorm(embeddings + self.position_embeddings.weight[past:length]))
 
 
 class _Attention(nn.Module):
@@ -61,9 +61,10 @@ class _Attention(nn.Module):
     def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
         return states.unflatten(-1, (self.heads, self.head_size)).transpose(1, 2)
 
-    def project(self, memory: torch.Tensor) -> KeysValues:
+    def project(self, memory: torch.Tensor, extend: Callable[..., KeysValues] | None = None) -> KeysValues:
         """(batch, tokens, memory_size) -> keys and values (batch, heads, tokens, head_size)."""
-        return self._split_heads(self.key(memory)), self._split_heads(self.value(memory))
+        keys_values = self._split_heads(self.key(memory)), self._split_heads(self.value(memory))
+        return keys_values if extend is None else extend(*keys_values)
 
     def forward(
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, keys_values: KeysValues, **kwargs: Any
@@ -134,9 +135,10 @@ class AlbefTextLayer(GradientCheckpointingLayer):
         fuses: whether the layer has cross-attention.
         memory_size: width of the states that cross-attention attends to; that of image tokens where left out.
 
-    `forward` maps states (batch, tokens, hidden_size) to new states. image_keys_values: of one image (or question) for
-    each text, or of fewer: then each is shared by equally many consecutive texts; memory_mask: their mask, if they are
+    `forward` maps states (batch, tokens, hidden_size) to new ones. image_keys, image_values: of one image or question
+    for each text, or of fewer: then each is shared by equally many consecutive texts; memory_mask: their mask, if
     padded. queries: compute only this many positions, from the first; all positions are attended to in any case.
+    extend: puts keys and values of earlier tokens before those of the given ones.
     """
 
     def __init__(self, config: AlbefTextConfig, fuses: bool, memory_size: int | None = None) -> None:
@@ -154,18 +156,20 @@ class AlbefTextLayer(GradientCheckpointingLayer):
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None,
-        image_keys_values: KeysValues | None = None,
+        image_keys: torch.Tensor | None = None,  # one by one: re-entrant checkpointing does not look into tuples
+        image_values: torch.Tensor | None = None,
         queries: int | None = None,
         memory_mask: torch.Tensor | None = None,
+        extend: Callable[..., KeysValues] | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        keys_values = self.attention.self.project(hidden_states)
+        keys_values = self.attention.self.project(hidden_states, extend)
         hidden_states = self.attention(hidden_states[:, :queries], attention_mask, keys_values, **kwargs)
-        if image_keys_values is not None:
-            texts, memories = hidden_states.shape[0], image_keys_values[0].shape[0]
+        if image_keys is not None and image_values is not None:
+            texts, memories = hidden_states.shape[0], image_keys.shape[0]
             if texts != memories:  # join the queries of texts that share a memory into one sequence
                 hidden_states = hidden_states.unflatten(0, (memories, texts // memories)).flatten(1, 2)
-            hidden_states = self.crossattention(hidden_states, memory_mask, image_keys_values, **kwargs)
+            hidden_states = self.crossattention(hidden_states, memory_mask, (image_keys, image_values), **kwargs)
             if texts != memories:
                 hidden_states = hidden_states.unflatten(1, (texts // memories, -1)).flatten(0, 1)
         return self.output(self.intermediate(hidden_states), hidden_states)
@@ -233,7 +237,7 @@ class AlbefTextModel(RepeatsFusionLayers, AlbefPreTrainedModel):
         """Run states through layers, each with its keys and values; the last computes `queries` positions only."""
         mask = self._mask(states, mask)
         for layer, keys_values in zip(layers, memory, strict=True):
-            states = layer(states, mask, keys_values, queries if layer is layers[-1] else None, **kwargs)
+            states = layer(states, mask, *keys_values, queries if layer is layers[-1] else None, **kwargs)
         return states
 
     def encode_text(
@@ -243,8 +247,8 @@ class AlbefTextModel(RepeatsFusionLayers, AlbefPreTrainedModel):
 
         queries: return only this many positions, from the first (1: the class token).
         """
-        layers = self.text_layers
-        return self._run(layers, self.embeddings(input_ids), attention_mask, [None] * len(layers), queries, **kwargs)
+        layers, nothing = self.text_layers, [(None, None)] * len(self.text_layers)
+        return self._run(layers, self.embeddings(input_ids), attention_mask, nothing, queries, **kwargs)
 
     def project_image_tokens(self, image_tokens: torch.Tensor) -> list[KeysValues]:
         """Keys and values of images (batch, tokens, encoder_hidden_size) for each fusion layer.
@@ -288,6 +292,7 @@ class AlbefTextModel(RepeatsFusionLayers, AlbefPreTrainedModel):
 
         Attention maps (`output_attentions=True`) need `attn_implementation="eager"`.
         """
+        asked_outputs(self.config, kwargs)
         hidden_states = self.encode_text(input_ids, attention_mask, **kwargs)
         if encoder_hidden_states is not None:
             images = self.config.images_per_text

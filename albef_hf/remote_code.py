@@ -9,9 +9,22 @@ AUTO_MAP = {
     "AutoConfig": "configuration_albef.AlbefConfig",
     "AutoModel": "modeling_albef.AlbefModel",
     "AutoModelForPreTraining": "modeling_albef_pretraining.AlbefForPreTraining",
+    "AutoModelForSequenceClassification": "modeling_albef_classification.AlbefForVisualEntailment",
     "AutoModelForVisualQuestionAnswering": "modeling_albef_question_answering.AlbefForQuestionAnswering",
     "AutoModelForZeroShotImageClassification": "modeling_albef.AlbefModel",
     "AutoProcessor": "processing_albef.AlbefProcessor",
+}
+# Where a folder was saved by one of these classes, an Auto class loads it with that one.
+OWN_AUTO_MAP = {
+    "AlbefForImageTextRetrieval": {
+        "AutoModelForZeroShotImageClassification": "modeling_albef_retrieval.AlbefForImageTextRetrieval"
+    },
+    "AlbefForTextAssignment": {
+        "AutoModelForSequenceClassification": "modeling_albef_assignment.AlbefForTextAssignment"
+    },
+    "AlbefForVisualReasoning": {
+        "AutoModelForSequenceClassification": "modeling_albef_classification.AlbefForVisualReasoning"
+    },
 }
 TEXT_AUTO_MAP = {
     "AutoConfig": "configuration_albef.AlbefTextConfig",
@@ -61,6 +74,8 @@ class SavesCode:
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> Any:
         """Save as in transformers, with the code and `auto_map`, by which Auto classes find it elsewhere."""
         self.auto_map = dict(self.saved_auto_map)
+        for name in getattr(self, "architectures", None) or ():
+            self.auto_map |= OWN_AUTO_MAP.get(name, {})
         written = super().save_pretrained(save_directory)  # type: ignore[misc]
         save_code(save_directory)
         if push_to_hub:  # `super()` would upload before the code is there

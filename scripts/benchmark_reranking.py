@@ -10,6 +10,10 @@ trimmed     the same, but texts are padded to the longest of the k only
 ours        `albef_hf.evaluation.retrieval_ranking.match_shortlists`, as in an evaluation
 """
 
+import sys
+
+sys.path.sort(key=lambda folder: folder.endswith("scripts"))  # last: `import evaluate` means the library
+
 import argparse
 import time
 from collections.abc import Callable

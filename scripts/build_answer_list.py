@@ -6,6 +6,10 @@ python scripts/build_answer_list.py OWNER/NAME --columns answers=multiple_choice
 The published list has 3,128 answers. It is not part of this package, and how it was made is not published.
 """
 
+import sys
+
+sys.path.sort(key=lambda folder: folder.endswith("scripts"))  # last: `import evaluate` means the library
+
 import argparse
 import json
 from pathlib import Path

@@ -6,6 +6,10 @@ The config is one for `scripts/pretrain.py`; its image encoder is replaced by th
 Finished runs are not repeated. Any further flags are passed to every run.
 """
 
+import sys
+
+sys.path.sort(key=lambda folder: folder.endswith("scripts"))  # last: `import evaluate` means the library
+
 import argparse
 import json
 from pathlib import Path

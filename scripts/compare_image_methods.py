@@ -7,12 +7,15 @@ has its run folder under `output_dir`. The baselines (raw pixels, the same netwo
 with labels for `supervised_epochs`) are measured with the same seeds. Finished runs are not repeated.
 """
 
+import sys
+
+sys.path.sort(key=lambda folder: folder.endswith("scripts"))  # last: `import evaluate` means the library
+
 import argparse
 import json
 import os
 import statistics
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 

@@ -7,8 +7,11 @@ python scripts/convert_checkpoint.py runs/albef_coco/ albef_coco.pth --export
 The task is read from the names of the weights, and sizes from their shapes. docs/checkpoints.md lists the files.
 """
 
-import argparse
 import sys
+
+sys.path.sort(key=lambda folder: folder.endswith("scripts"))  # last: `import evaluate` means the library
+
+import argparse
 from pathlib import Path
 from typing import Any
 

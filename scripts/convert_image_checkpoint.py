@@ -5,8 +5,11 @@ python scripts/convert_image_checkpoint.py pretrain_res50x1.pkl runs/byol/model
 python scripts/convert_image_checkpoint.py deit_base_patch16_224-b5f2ef4d.pth runs/deit/model --image_size 256
 """
 
-import argparse
 import sys
+
+sys.path.sort(key=lambda folder: folder.endswith("scripts"))  # last: `import evaluate` means the library
+
+import argparse
 from pathlib import Path
 
 

@@ -4,6 +4,10 @@ accelerate launch scripts/evaluate.py configs/emoji_vqa.yaml --model runs/emoji_
 accelerate launch scripts/evaluate.py configs/retrieval_coco.yaml --model OWNER/NAME --protocol coco-fine-tuned
 """
 
+import sys
+
+sys.path.sort(key=lambda folder: folder.endswith("scripts"))  # last: `import evaluate` means the library
+
 import argparse
 
 from albef_hf.training.arguments import parse_arguments

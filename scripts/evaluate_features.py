@@ -7,9 +7,12 @@ The config names labeled pictures, their size, and how tokens are pooled; flags 
 Hub id that `AutoModel` loads as a vision model.
 """
 
+import sys
+
+sys.path.sort(key=lambda folder: folder.endswith("scripts"))  # last: `import evaluate` means the library
+
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 

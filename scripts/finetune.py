@@ -3,6 +3,10 @@
 accelerate launch scripts/finetune.py configs/emoji_vqa.yaml [--key value ...]
 """
 
+import sys
+
+sys.path.sort(key=lambda folder: folder.endswith("scripts"))  # last: `import evaluate` means the library
+
 from albef_hf.training.arguments import parse_arguments
 from albef_hf.training.task_arguments import TASK_GROUPS
 

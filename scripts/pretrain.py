@@ -1,5 +1,9 @@
 """Pre-train:  accelerate launch scripts/pretrain.py configs/quickstart.yaml [--key value ...]"""
 
+import sys
+
+sys.path.sort(key=lambda folder: folder.endswith("scripts"))  # last: `import evaluate` means the library
+
 from albef_hf.training.arguments import parse_arguments
 
 

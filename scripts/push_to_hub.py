@@ -6,6 +6,10 @@ python scripts/push_to_hub.py runs/quickstart --repo_id NAME/albef-emoji
 The folder is a run folder or a model folder. --dry_run writes the folder that would be uploaded, and uploads nothing.
 """
 
+import sys
+
+sys.path.sort(key=lambda folder: folder.endswith("scripts"))  # last: `import evaluate` means the library
+
 import argparse
 import tempfile
 from pathlib import Path

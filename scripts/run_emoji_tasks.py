@@ -6,11 +6,14 @@ Each run has its run folder under `--output_dir`. Finished runs are not repeated
 a config, measured with the weights that validation chose. Flags after `--` go to every run: `-- --max_steps 50`.
 """
 
+import sys
+
+sys.path.sort(key=lambda folder: folder.endswith("scripts"))  # last: `import evaluate` means the library
+
 import argparse
 import json
 import statistics
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 

@@ -6,6 +6,7 @@ the training device. Both crop with Pillow: a picture is decoded once, and only 
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,8 +34,10 @@ class ViewRecipe:
         blur_sigma: smallest and largest sigma of the blur, in pixels.
         solarize: probability of inverting the bright pixels.
         flip: probability of mirroring.
-        additive: brightness is added, and contrast is taken around each channel's mean, as in BYOL's code.
+        additive: brightness is added, contrast is taken around each channel's mean, and blur has a kernel of 23 pixels
+            and black beyond the edges, as in BYOL's code.
         attempts: boxes tried before the middle of the picture is taken.
+        cut_to_fit: cut a box that is too wide or too high to the picture instead, as in BYOL's code.
         interpolation: of the crop.
     """
 
@@ -49,6 +52,7 @@ class ViewRecipe:
     flip: float = 0.5
     additive: bool = False
     attempts: int = 10
+    cut_to_fit: bool = False
     interpolation: str = "bilinear"
 
 
@@ -68,7 +72,7 @@ RECIPES = {
     "moco_v1": (_V1, _V1),
     "moco_v2": (_V2, _V2),
     "moco_v3": _V3,
-    "byol": _with(_BARLOW, additive=True, attempts=1),
+    "byol": _with(_BARLOW, additive=True, attempts=1, cut_to_fit=True),
     "barlow_twins": _BARLOW,
 }
 
@@ -140,7 +144,7 @@ def draw_view(recipe: ViewRecipe, generator: np.random.Generator) -> np.ndarray:
 
 def crop_view(image: Any, size: int, recipe: ViewRecipe, generator: np.random.Generator) -> Any:
     """A random box of a picture, or of `Bands`, resized to `size` x `size` pixels."""
-    return random_crop(image, size, recipe.scale, generator, recipe.attempts, recipe.interpolation)
+    return random_crop(image, size, recipe.scale, generator, recipe.attempts, recipe.interpolation, recipe.cut_to_fit)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -253,26 +257,27 @@ def _change_colors(pixels: torch.Tensor, numbers: torch.Tensor, additive: bool) 
             gray = _to_gray(pixels) if pixels.shape[1] == 3 else pixels
             base = of_mean * gray.mean((2, 3), keepdim=True) + of_gray * gray
         pixels = torch.addcmul(base, pixels, factor)
-        if not additive:  # BYOL's code clips once, at the end
-            pixels = pixels.clamp_(0, 1)
+        pixels = pixels.clamp_(0, 1)
         _change_rows(pixels, turned[:, position], factors[:, position], _turn_hue)
         _change_rows(pixels, strengthened[:, position], factors[:, position], _strengthen)
-    return pixels.clamp_(0, 1) if additive else pixels
+    return pixels
 
 
-def gaussian_blur(pixels: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+def gaussian_blur(pixels: torch.Tensor, sigma: torch.Tensor, additive: bool = False) -> torch.Tensor:
     """Blur each picture with its own sigma, repeating the edges.
 
     Args:
         pixels: (n, channels, h, w).
         sigma: (n,), in pixels, all positive. The kernel reaches 4 sigma to each side for sigma up to 2.
+        additive: as in BYOL's code: a kernel of 23 pixels, and black beyond the edges.
     """
     n, channels, height, width = pixels.shape
-    radius = 8
+    radius = 11 if additive else 8
     offset = torch.arange(-radius, radius + 1, device=pixels.device, dtype=pixels.dtype)
     kernel = torch.exp(-(offset**2) / (2 * sigma.to(pixels.dtype)[:, None] ** 2))
     kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(channels, dim=0)
-    rows = nn.functional.pad(pixels.reshape(1, n * channels, height, width), (radius,) * 4, mode="replicate")
+    whole = pixels.reshape(1, n * channels, height, width)
+    rows = nn.functional.pad(whole, (radius,) * 4, mode="constant" if additive else "replicate")
     rows = nn.functional.conv2d(rows, kernel[:, None, None, :], groups=n * channels)
     rows = nn.functional.conv2d(rows, kernel[:, None, :, None], groups=n * channels)
     return rows.view(n, channels, height, width)
@@ -288,7 +293,7 @@ def augment_tensors(pixels: torch.Tensor, numbers: torch.Tensor, additive: bool 
         FLIP: lambda rows, _: rows.flip(3),
         GRAY_BEFORE: lambda rows, _: _to_gray(rows).expand_as(rows),
         GRAY_AFTER: lambda rows, _: _to_gray(rows).expand_as(rows),
-        SIGMA: gaussian_blur,
+        SIGMA: functools.partial(gaussian_blur, additive=additive),
         SOLARIZE: lambda rows, _: torch.where(rows >= 128 / 255, 1 - rows, rows),
     }
     pixels = pixels.clone()

@@ -368,3 +368,17 @@ def test_heads_are_64_wide_unless_said_otherwise():
     batch = {key: tiny_batch()[key] for key in ("pixel_values", "input_ids", "attention_mask")}
     found, expected = (each.eval()(**batch).logits_per_image for each in (again, model))
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", ["vision_heads", "text_heads"])
+def test_heads_that_shapes_do_not_tell_are_asked_for(recorded, name):
+    state, given = recorded
+    other = {key: value for key, value in given.items() if key != name}
+    with pytest.raises(ValueError, match=rf"0 heads do not share a width of \d+, and shapes do not tell: give {name}"):
+        infer_config(state, **other)
+    for wrong in (5, 0):
+        with pytest.raises(ValueError, match=f"{wrong} heads do not share"):
+            infer_config(state, **other, **{name: wrong})
+    config = infer_config(state, **other, **{name: 2})
+    part = config.vision_config if name == "vision_heads" else config.text_config
+    assert part.num_attention_heads == 2

@@ -14,6 +14,7 @@ from transformers import dynamic_module_utils
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 import albef_hf
+from albef_hf import AlbefForImageTextRetrieval, AlbefForPreTraining, AlbefForVisualEntailment, AlbefModel
 from albef_hf.modeling_albef_decoder import AlbefAnswerDecoder
 from albef_hf.modeling_albef_loading import AlbefPreTrainedModel
 from albef_hf.modeling_albef_text import AlbefTextLayer
@@ -179,13 +180,14 @@ def test_every_trainable_parameter_receives_a_gradient_and_moves(case):
     assert still == before.keys() - reached.keys()
 
 
+@pytest.mark.parametrize("reentrant", [False, True], ids=["usual", "reentrant"])
 @every_class
-def test_gradient_checkpointing_computes_layers_again_and_changes_nothing(case):
+def test_gradient_checkpointing_computes_layers_again_and_changes_nothing(case, reentrant):
     gradients, calls = [], []
     for checkpointing in (False, True):
         model = double(case.model_class).train()
         if checkpointing:
-            model.gradient_checkpointing_enable()
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
         count = []
         for layer in model.modules():
             if isinstance(layer, AlbefTextLayer):
@@ -212,6 +214,138 @@ def test_half_precision_keeps_losses_in_full_precision(case, dtype):
         torch.testing.assert_close(output[name], reference[name], atol=0.05, rtol=0.02)
     case.objective(output).backward()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+VOCABULARY = re.compile(r"(word_embeddings\.weight|predictions\.bias)$")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"), [((70,), 70), ((50,), 50), ((None, 32), 64)], ids=["longer", "shorter", "rounded"]
+)
+@every_class
+def test_resizing_the_vocabulary_reaches_every_part(case, change, words, tmp_path):
+    model = new(case.model_class)
+    if case.taught:  # copies that have moved
+        torch._foreach_mul_(list(model.momentum_copy.parameters()), 1.5)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    given = model.resize_token_embeddings(*change)
+    assert given is model.get_input_embeddings() and given.num_embeddings == words
+    assert model.config.get_text_config().vocab_size == words
+    assert {name for name, parameter in model.named_parameters() if not parameter.requires_grad} == frozen
+    for name, tensor in model.state_dict().items():
+        if not VOCABULARY.search(name):
+            assert torch.equal(tensor, before[name])
+            continue
+        assert len(tensor) == words and torch.equal(tensor[:60], before[name][:words])
+        if name.startswith("momentum_copy."):
+            part, _, rest = name.removeprefix("momentum_copy.").partition(".")
+            assert torch.equal(tensor[60:], model.online_modules()[part].state_dict()[rest][60:])
+    batch = case.feed() | {"input_ids": case.feed()["input_ids"].clamp(max=49)}
+    batch = {
+        key: value.clamp(max=49) if key.endswith(("input_ids", "mlm_labels")) else value
+        for key, value in batch.items()
+    }
+    batch["input_ids"][0, 1] = words - 1
+    assert case.objective(model(**batch)).isfinite()
+    if case.taught:
+        model.update_momentum()
+    model.save_pretrained(tmp_path)
+    loaded = case.model_class.from_pretrained(tmp_path)
+    assert torch.equal(loaded.get_input_embeddings().weight, given.weight)
+
+
+@every_class
+def test_a_vocabulary_that_is_not_resized_stays(case):
+    model = new(case.model_class)
+    embeddings = model.get_input_embeddings()
+    assert model.resize_token_embeddings() is embeddings and embeddings.num_embeddings == 60
+
+
+@every_class
+def test_the_main_input_comes_first(case):
+    _, first, *_ = inspect.signature(case.model_class.forward).parameters
+    assert case.model_class.main_input_name == first
+
+
+@every_class
+def test_attention_that_does_not_know_our_masks_is_refused(case):
+    with pytest.raises(ValueError, match="does not support .*flex"):
+        new(case.model_class).set_attn_implementation("flex_attention")
+
+
+@every_class
+def test_hidden_states_and_attention_are_of_every_layer(case):
+    """Where losses encode several batches, it says so."""
+    model = double(case.model_class)
+    model.set_attn_implementation("eager")
+    batch = to_double(case.feed())
+    ask = {"output_hidden_states": True, "output_attentions": True}
+    if case.model_class in (AlbefForPreTraining, AlbefForImageTextRetrieval):
+        with pytest.raises(ValueError, match="output_hidden_states is for scores only"):
+            model(**batch, **ask)
+    if case.model_class in (AlbefModel, AlbefForPreTraining, AlbefForImageTextRetrieval):
+        pixels, texts = batch["pixel_values"], {name: batch[name] for name in ("input_ids", "attention_mask")}
+        output = model(
+            pixel_values=pixels, **texts, **ask, **({} if case.model_class is AlbefModel else {"return_loss": False})
+        )
+        for found, expected, layers, encoder in (
+            (output.text_model_output, model.get_text_features(**texts, **ask), 2, texts),
+            (output.vision_model_output, model.get_image_features(pixels, **ask), 2, {"pixel_values": pixels}),
+        ):
+            assert len(found.hidden_states) == layers + 1 and len(found.attentions) == layers
+            for one, other in zip(found.hidden_states, expected.hidden_states, strict=True):
+                assert torch.equal(one, other)
+            assert (found.attentions[0].sum(-1) - 1).abs().max() < 1e-6
+            as_tuple = (model.get_text_features if "input_ids" in encoder else model.get_image_features)(
+                **encoder, **ask, return_dict=False
+            )
+            assert isinstance(as_tuple, tuple) and torch.equal(as_tuple[1], expected.pooler_output)
+        assert torch.equal(output.text_model_output.hidden_states[-1], output.text_model_output.last_hidden_state)
+        assert not any(isinstance(value, dict) for value in output.to_tuple())
+        return
+    if case.model_class is AlbefAnswerDecoder:
+        return
+    output, plain = model(**batch, **ask), model(**batch)
+    torch.testing.assert_close(case.main(output), case.main(plain), atol=1e-12, rtol=0)
+    layers = model.config.get_text_config().num_hidden_layers
+    assert len(output.hidden_states) == layers + 1 and len(output.attentions) == layers
+    assert len(output.cross_attentions) == layers - 2
+    for states in output.hidden_states:
+        assert states.shape == (4, 9, 16)
+    assert "hidden_states" not in plain and "attentions" not in plain
+    model.config.output_hidden_states = True
+    assert len(model(**batch).hidden_states) == layers + 1
+    assert not any(module._forward_hooks for name, module in model.named_modules() if "momentum" in name)
+
+
+def test_attention_maps_that_are_not_there_cost_a_warning(caplog):
+    model = new(AlbefForVisualEntailment).eval()
+    case = next(case for case in CASES if case.model_class is AlbefForVisualEntailment)
+    asked_outputs_logger = "albef_hf.modeling_albef_attention"
+    with caplog.at_level("WARNING", logger=asked_outputs_logger):
+        output = model(**case.feed(), output_attentions=True)
+    assert output.attentions is None and 'attn_implementation="eager"' in caplog.text
+
+
+def test_backbones_without_attention_say_so():
+    model = new(
+        AlbefModel,
+        vision_config={
+            "model_type": "resnet",
+            "hidden_sizes": [8, 16],
+            "depths": [1, 1],
+            "embedding_size": 8,
+            "layer_type": "basic",
+        },
+        vision_pooling="mean",
+    )
+    model.set_attn_implementation("eager")
+    pixels = torch.randn(2, 3, 32, 32)
+    assert len(model.get_image_features(pixels, output_hidden_states=True).hidden_states) == 3
+    with pytest.raises(ValueError, match="a 'resnet' backbone does not know output_attentions"):
+        model.get_image_features(pixels, output_attentions=True)
+    assert model.get_image_features(pixels).hidden_states is None
 
 
 # -- training ---------------------------------------------------------------------------------------------------------

@@ -9,10 +9,19 @@ import sys
 import pytest
 import torch
 from helpers import tiny_batch, tiny_model
+from model_cases import new
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification, AutoModelForZeroShotImageClassification, pipeline
 
-from albef_hf import AlbefModel
+from albef_hf import (
+    AlbefForImageTextRetrieval,
+    AlbefForQuestionAnswering,
+    AlbefForTextAssignment,
+    AlbefForVisualEntailment,
+    AlbefForVisualReasoning,
+    AlbefModel,
+)
 from albef_hf.remote_code import AUTO_MAP, FILES
 
 AUTO_MODELS = ("AutoModel", "AutoModelForPreTraining", "AutoModelForZeroShotImageClassification")
@@ -105,3 +114,40 @@ def test_all_code_files_are_listed(tmp_path):
         # What comes with transformers, and what its image processors need.
         known = {"torch", "transformers", "huggingface_hub", "tokenizers", "safetensors", "numpy", "PIL"}
         assert imported <= known | set(sys.stdlib_module_names), f"{name} imports {imported - known}"
+
+
+@pytest.mark.parametrize(
+    ("saved", "auto"),
+    [
+        (AlbefForImageTextRetrieval, AutoModelForZeroShotImageClassification),
+        (AlbefForVisualEntailment, AutoModelForSequenceClassification),
+        (AlbefForVisualReasoning, AutoModelForSequenceClassification),
+        (AlbefForTextAssignment, AutoModelForSequenceClassification),
+    ],
+)
+def test_an_auto_class_takes_the_class_that_saved_the_folder(saved, auto, tmp_path):
+    model = new(saved)
+    model.save_pretrained(tmp_path)
+    loaded = auto.from_pretrained(tmp_path)
+    assert type(loaded) is saved and loaded.loading_report == "every weight was in the checkpoint"
+    file, name = json.loads((tmp_path / "config.json").read_text())["auto_map"][auto.__name__].split(".")
+    assert f"{file}.py" in FILES and name == saved.__name__ and saved.__module__ == f"albef_hf.{file}"
+
+
+@pytest.mark.parametrize("saved", [AlbefForVisualEntailment, AlbefForQuestionAnswering])
+def test_projections_that_were_never_trained_are_refused(saved, tmp_path, processor):
+    new(saved, text_config={"vocab_size": len(processor.tokenizer)}).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    picture = Image.new("RGB", (40, 40), "red")
+    classify = pipeline("zero-shot-image-classification", model=str(tmp_path))
+    with pytest.raises(ValueError, match="text_projection, vision_projection, temperature of this model were not in"):
+        classify(picture, candidate_labels=["a red car", "a tree"])
+    model = AlbefModel.from_pretrained(tmp_path)
+    inputs = processor(images=picture, text="a car", return_tensors="pt")
+    with pytest.raises(ValueError, match="load a folder of pre-training or retrieval"):
+        model.get_image_features(inputs["pixel_values"])
+    with pytest.raises(ValueError, match="load a folder of pre-training or retrieval"):
+        model.get_text_features(inputs["input_ids"])
+    model.train()(**inputs)  # to train them
+    model.untrained_parts = ()
+    assert model.eval()(**inputs).logits_per_image.shape == (1, 1)

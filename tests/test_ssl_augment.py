@@ -23,6 +23,7 @@ from ssl_methods.augment import (
     SOLARIZE,
     augment_pillow,
     augment_tensors,
+    crop_view,
     draw_view,
     gaussian_blur,
     to_unit_range,
@@ -208,3 +209,65 @@ def test_gray_pictures():
     with pytest.raises(ValueError, match=r"3 channels \(RGB\), but the model takes 2"):
         data = build_two_view_data(digits(), image_size=8, channels=2, mean=(0,), std=(1,), batch_size=4, seed=0)
         next(data.batches())
+
+
+def byol_numbers(**changes) -> torch.Tensor:
+    """The numbers of a view whose operations do nothing but what is asked. order: which operation comes when."""
+    numbers = torch.zeros(1, 13)
+    numbers[0, [2, 3, 4]] = 1.0
+    numbers[0, 6:10] = torch.tensor(changes.pop("order", (0, 1, 2, 3)), dtype=torch.float32)
+    for column, value in changes.items():
+        numbers[0, {"brightness": 2, "contrast": 3, "saturation": 4, "hue": 5, "sigma": 11}[column]] = value
+    return numbers
+
+
+def test_byol_clips_after_every_operation():
+    """0.9 + 0.4 is 1 before contrast halves the distance to the mean: by hand, in both orders."""
+    pixels = torch.full((1, 3, 1, 2), 0.1)
+    pixels[..., 1] = 0.9
+    brighter_first = augment_tensors(pixels, byol_numbers(brightness=1.4, contrast=0.5), additive=True)
+    # 0.5 and 1 (clipped), of mean 0.75
+    torch.testing.assert_close(brighter_first[0, 0, 0], torch.tensor([0.625, 0.875]))
+    contrast_first = byol_numbers(brightness=1.4, contrast=0.5, order=(1, 0, 2, 3))
+    # 0.3 and 0.7, then 0.7 and 1 (clipped)
+    torch.testing.assert_close(
+        augment_tensors(pixels, contrast_first, additive=True)[0, 0, 0], torch.tensor([0.7, 1.0])
+    )
+    darker = augment_tensors(pixels, byol_numbers(brightness=0.6, contrast=1.5), additive=True)
+    # 0 (clipped) and 0.5, of mean 0.25, then -0.125 (clipped) and 0.625
+    torch.testing.assert_close(darker[0, 0, 0], torch.tensor([0.0, 0.625]))
+
+
+def test_byol_blurs_with_23_pixels_and_black_edges():
+    pixels = torch.ones(1, 3, 40, 40)
+    numbers = byol_numbers(sigma=2.0)
+    assert torch.equal(augment_tensors(pixels, numbers), pixels)  # the edges are repeated
+    blurred = augment_tensors(pixels, numbers, additive=True)
+    weights = torch.exp(-(torch.arange(-11, 12.0) ** 2) / 8)
+    weights /= weights.sum()
+    inside = weights[11:].sum()  # in the corner, what lies before it is black
+    torch.testing.assert_close(blurred[0, 0, 0, 0], inside**2)
+    torch.testing.assert_close(blurred[0, 0, 20, 20], torch.tensor(1.0))
+    impulse = torch.zeros(1, 3, 41, 41)
+    impulse[0, :, 20, 20] = 1
+    spread = augment_tensors(impulse, numbers, additive=True)[0, 0, 20]
+    torch.testing.assert_close(spread[9:32], weights * weights[11])
+    assert spread[8] == spread[32] == 0
+
+
+def test_byol_cuts_crops_to_the_picture_at_a_random_place():
+    class Boxes:
+        size, boxes = (300, 100), []
+
+        def resize(self, size, resample, box):
+            self.boxes.append(box)
+
+    recipe, generator = RECIPES["byol"][0], np.random.default_rng(0)
+    for _ in range(400):
+        crop_view(Boxes(), 8, recipe, generator)
+    left, top, right, bottom = np.array(Boxes.boxes, dtype=float).T
+    cut = bottom - top == 100
+    assert 0.6 < cut.mean() < 0.85  # 300 x 100: a square of a third of the area is as high as the picture
+    assert left[cut].std() > 20 and right.max() <= 300 and bottom.max() <= 100
+    kept = RECIPES["barlow_twins"][0]
+    assert recipe.cut_to_fit and recipe.attempts == 1 and not kept.cut_to_fit and kept.attempts == 10

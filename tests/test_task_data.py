@@ -131,6 +131,17 @@ def test_answers_are_weighted_and_end_with_a_separator(lists, processor):
     assert weighted_answers({"answers": [{"answer": "red"}, {"answer": "red"}]}) == {"red": 1.0}
 
 
+def test_retrieval_trains_on_whole_captions_and_measures_on_30_tokens(lists, processor):
+    long = " ".join(["ab"] * 30)  # 30 words of two tokens each, or one where the vocabulary has the word
+    rows = rows_of(lists, "retrieval", lambda rows: [row.update(caption=long) for row in rows])
+    whole = len(processor.tokenizer(long)["input_ids"])
+    task = TASKS["retrieval"](processor)
+    cut = next(iter(evaluated("retrieval", rows, processor)))["input_ids"].shape[1]
+    assert training_batch(task, rows)["input_ids"].shape[1] == whole > 30 == cut
+    fixed = TASKS["retrieval"](processor, TaskSettings(fixed_length=True))
+    assert training_batch(fixed, rows)["input_ids"].shape[1] == 30
+
+
 def test_captions_are_padded_to_the_full_length_where_ranks_must_agree(lists, processor):
     rows = rows_of(lists, "retrieval")
     for fixed, length in ((False, 3), (True, 30)):  # [CLS] and two words

@@ -173,3 +173,28 @@ def test_base_configuration_has_the_published_sizes(kind, count):
     with torch.device("meta"):
         model = kind(AlbefConfig(vision_config=vision))
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == count
+
+
+@pytest.mark.parametrize("model_class", [AlbefForVisualReasoning, AlbefForTextAssignment])
+def test_each_of_six_fusion_layers_becomes_its_own_pair(model_class, tmp_path):
+    """At the published depth a layer that is renamed twice, or to another's place, is one of twelve."""
+    source = new(AlbefForPreTraining, text_config={"num_hidden_layers": 12, "fusion_layer": 6})
+    with torch.no_grad():
+        for index, layer in enumerate(source.albef.text_model.encoder.layer):
+            for parameter in layer.parameters():
+                parameter.fill_(index + 1)
+    source.reset_momentum()
+    source.save_pretrained(tmp_path, save_momentum=True)
+    model = model_class.from_pretrained(tmp_path)
+    text_models = [model.albef.text_model]
+    if model_class is AlbefForVisualReasoning:
+        text_models.append(model.momentum_copy.text_model)
+    expected = [1, 2, 3, 4, 5, 6, 7, 7, 8, 8, 9, 9, 10, 10, 11, 11, 12, 12]
+    for text_model in text_models:
+        found = [
+            {value for p in layer.parameters() for value in p.unique().tolist()} for layer in text_model.encoder.layer
+        ]
+        assert found == [{value} for value in expected]
+        for index in range(6, 18, 2):
+            one, other = (text_model.encoder.layer[i].crossattention.self for i in (index, index + 1))
+            assert (one.key.weight is other.key.weight) and one.query.weight is not other.query.weight

@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers import answers, tiny_config, tiny_model, to_double
 from model_cases import double, each_question, new, task_batch
+from transformers import GenerationConfig
 
 from albef_hf import (
     AlbefForImageTextRetrieval,
@@ -174,6 +175,44 @@ def test_beam_search_over_all_words_finds_the_most_probable_answer():
         assert found[row].tolist() == [2, *divmod(int(both.argmax()), 60)]
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3, "num_return_sequences": 2}], ids=["greedy", "beams"])
+def test_a_cache_saves_work_and_changes_no_token(options, attention):
+    model, lengths = peaked(), []
+    model.set_attn_implementation(attention)
+    model.decoder.encoder.layer[0].intermediate.register_forward_pre_hook(
+        lambda _, states: lengths.append(states[0].shape[1])
+    )
+    options = {**questions(), "bos_token_id": 2, "eos_token_id": 3, "max_new_tokens": 6, **options}
+    plain = model.generate(**options, use_cache=False)
+    assert lengths == [1, 2, 3, 4, 5, 6]
+    assert torch.equal(model.generate(**options), plain) and lengths[6:] == [1] * 6
+    assert len({tuple(row) for row in plain.tolist()}) > 1
+
+
+def test_generation_follows_its_configuration_and_its_arguments(tmp_path):
+    model = peaked()
+    ask = {**questions(), "bos_token_id": 2, "eos_token_id": None}
+    assert model.generate(**ask).shape[1] == 11
+    assert model.generate(**ask, max_length=5).shape[1] == 5
+    given = GenerationConfig(max_new_tokens=3, bos_token_id=2, eos_token_id=7)
+    written = model.generate(**questions(), generation_config=given)
+    assert torch.equal(written, model.generate(**ask | {"eos_token_id": 7}, max_new_tokens=3))
+    assert model.generate(**ask, generation_config=given, max_new_tokens=2).shape[1] == 3
+    assert model.generate(**ask, generation_config=GenerationConfig(max_length=6)).shape[1] == 6
+    assert given.max_new_tokens == 3 and given.pad_token_id is None
+    model.generation_config.max_new_tokens, model.generation_config.bos_token_id = 4, 5
+    model.save_pretrained(tmp_path)
+    loaded = AlbefForQuestionAnswering.from_pretrained(tmp_path).double().eval()
+    for one in (model, loaded):
+        answers_written = one.generate(**questions())
+        assert answers_written.shape[1] == 5 and set(answers_written[:, 0].tolist()) == {5}
+    assert model.generation_config.eos_token_id is None
+    (tmp_path / "generation_config.json").unlink()
+    for fresh in (AlbefForQuestionAnswering.from_pretrained(tmp_path), new(AlbefForQuestionAnswering)):
+        assert fresh.generation_config.temperature is None  # and not that of the contrastive loss
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -201,8 +240,6 @@ def test_wrong_candidates_are_named():
     ):
         with pytest.raises(ValueError, match=message):
             model.rank_answers(**questions(), candidate_input_ids=candidates, k=k)
-    with pytest.raises(ValueError, match="use_cache is not supported"):
-        model.generate(**questions(), bos_token_id=2, use_cache=True)
 
 
 # -- classes ----------------------------------------------------------------------------------------------------------

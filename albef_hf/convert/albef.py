@@ -96,7 +96,7 @@ def infer_config(state: Mapping[str, torch.Tensor], *, task: str | None = None, 
         vision_config=ViTConfig(
             hidden_size=vision_width,
             num_hidden_layers=1 + max(int(n.split(".")[2]) for n in state if n.startswith("visual_encoder.blocks.")),
-            num_attention_heads=options.get("vision_heads", vision_width // 64),
+            num_attention_heads=_heads(options, "vision_heads", vision_width),
             intermediate_size=shape("visual_encoder.blocks.0.mlp.fc1.weight")[0],
             image_size=options.get("image_size", grid * patch),
             patch_size=patch,
@@ -107,7 +107,7 @@ def infer_config(state: Mapping[str, torch.Tensor], *, task: str | None = None, 
             vocab_size=vocabulary,
             hidden_size=text_width,
             num_hidden_layers=text_layers(state),
-            num_attention_heads=options.get("text_heads", text_width // 64),
+            num_attention_heads=_heads(options, "text_heads", text_width),
             intermediate_size=shape(f"{text}encoder.layer.0.intermediate.dense.weight")[0],
             max_position_embeddings=shape(f"{text}embeddings.position_embeddings.weight")[0],
             type_vocab_size=shape(f"{text}embeddings.token_type_embeddings.weight")[0],
@@ -117,6 +117,14 @@ def infer_config(state: Mapping[str, torch.Tensor], *, task: str | None = None, 
         ),
         **projections,
     )
+
+
+def _heads(options: Mapping[str, Any], name: str, width: int) -> int:
+    """How many heads share a width: as given, or heads of 64. Raises: ValueError: that does not come out even."""
+    heads = options.get(name, width // 64)
+    if heads < 1 or width % heads or (name not in options and width % 64):
+        raise ValueError(f"{heads} heads do not share a width of {width}, and shapes do not tell: give {name}")
+    return heads
 
 
 def _resize_tables(converted: dict[str, torch.Tensor], config: AlbefConfig, report: KeyReport) -> None:

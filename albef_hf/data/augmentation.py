@@ -96,17 +96,21 @@ def random_crop(
     generator: np.random.Generator,
     attempts: int = 10,
     interpolation: str = "bicubic",
+    cut_to_fit: bool = False,
 ) -> Image.Image:
     """A random box of the picture, resized to `size` x `size` pixels.
 
     The box has a random share of the area within `scale` and a random aspect ratio within 3/4 .. 4/3. If none of
     `attempts` boxes fits into the picture, the largest box in the middle with such an aspect ratio is taken.
+    cut_to_fit: cut a box that does not fit to the picture instead; its place stays random.
     """
     width, height = image.size
     for _ in range(attempts):
         area = width * height * generator.uniform(scale[0], scale[1])
         ratio = np.exp(generator.uniform(np.log(3 / 4), np.log(4 / 3)))
         w, h = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
+        if cut_to_fit:
+            w, h = min(w, width), min(h, height)
         if 0 < w <= width and 0 < h <= height:
             left, top = int(generator.integers(width - w + 1)), int(generator.integers(height - h + 1))
             break

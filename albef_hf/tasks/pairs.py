@@ -59,7 +59,7 @@ class CaptionTask(PairTask):
 
     needed = {"image": "image", "captions": "caption"}
     optional = {"image_id": "image_id"}
-    max_tokens = 30  # released fine-tuning code
+    max_tokens = 30  # in evaluation; the released code cuts no caption in training
 
     @classmethod
     def load(cls, dataset: str, **options: Any) -> datasets.Dataset:
@@ -74,6 +74,8 @@ class CaptionTask(PairTask):
         return self.pair(row, usable[int(generator.integers(len(usable)))], generator, training)
 
     def tokenize(self, texts: Sequence[str], training: bool) -> Mapping[str, torch.Tensor]:
-        """`input_ids` and `attention_mask` (texts, tokens), in training of full length where ranks must agree."""
-        padding = "max_length" if training and self.settings.fixed_length else "longest"
-        return self.processor.tokenize_captions(texts, self.max_tokens, padding)
+        """`input_ids` and `attention_mask` (texts, tokens). Training cuts no caption, as published, except where ranks
+        must agree on a length, which is `max_tokens`."""
+        if training and self.settings.fixed_length:
+            return self.processor.tokenize_captions(texts, self.max_tokens, "max_length")
+        return self.processor.tokenize_captions(texts, Task.max_tokens if training else self.max_tokens)
