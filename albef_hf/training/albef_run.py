@@ -32,6 +32,7 @@ class AlbefRun(Run):
     ) -> None:
         self.arguments, self.data_arguments, self.accelerator = arguments, data_arguments, accelerator
         self.method, self.processor = build_albef(model_arguments)
+        accelerator.print(f"{type(self.method).__name__}: {self.method.loading_report}")
         self.data = build_training_data(
             data_arguments,
             self.processor,

@@ -40,14 +40,18 @@ class ModelArguments:
     )
     text_model: str | None = field(
         default=None,
-        metadata={"help": "BERT to start from: folder, Hub id, or minilm (of its package); null: random weights"},
+        metadata={"help": "BERT or RoBERTa to start from: folder, Hub id, or minilm (of its package); null: random"},
     )
     text_config: dict[str, Any] = field(
         default_factory=dict,
         metadata={"help": "fields of AlbefTextConfig; {}: those of text_model, else of BERT base"},
     )
-    tokenizer: str = field(
-        default="wordpiece", metadata={"help": "folder, Hub id, or wordpiece (BERT's English words, of its package)"}
+    tokenizer: str | None = field(
+        default=None,
+        metadata={
+            "help": "folder, Hub id, or wordpiece (BERT's English words, of its package); null: that of text_model, "
+            "without one wordpiece"
+        },
     )
     image_size: int = field(default=256, metadata={"help": "height and width of the input picture, pixels"})
     projection_dim: int = field(default=256, metadata={"help": "width of the contrastive space"})

