@@ -8,18 +8,16 @@ import torch
 from torch import nn
 from transformers import (
     CONFIG_MAPPING,
-    AutoModel,
-    PreTrainedModel,
 )
 
 from ..configuration_albef import AlbefConfig
-from ..data.hints import nearest_hint
 from ..modeling_albef_loading import AlbefPreTrainedModel
 from ..modeling_albef_pretraining import AlbefForPreTraining
 from ..processing_albef import AlbefProcessor
-from ..vision_backbone import VisionBackbone, resize_positions
+from ..vision_backbone import VisionBackbone
 from .arguments import ModelArguments
 from .text_weights import choose_tokenizer, load_text_weights, load_tokenizer, text_config, text_fields
+from .vision_weights import fit_positions, set_image_size, vision_fields
 
 Model = TypeVar("Model", bound=AlbefPreTrainedModel)
 
@@ -33,47 +31,31 @@ def _load_by_name(
     Returns: names that are missing or left over.
     """
     current = target.state_dict()
-    for name, tensor in source.items():
-        if name.endswith("position_embeddings") and name in current and current[name].shape != tensor.shape:
-            source[name] = resize_positions(tensor, current[name].shape[1])
+    source = {
+        name: fit_positions(name, tensor, current[name].shape) if name in current else tensor
+        for name, tensor in source.items()
+    }
     fitting = {
         name: tensor for name, tensor in source.items() if name in current and current[name].shape == tensor.shape
     }
     missing = [name for name in current if name not in fitting and not any(part in name for part in expected)]
     left = [name for name in source if name not in fitting and not any(part in name for part in expected)]
     if (missing or left) and not allow:
+        shapes = [f"{n}: {tuple(source[n].shape)}, here {tuple(current[n].shape)}" for n in left if n in current]
+        other = f"; other shapes: {'; '.join(shapes[:3])}" if shapes else ""
         raise ValueError(
-            f"weights of {where} do not fit: missing {missing[:5]}, unexpected {left[:5]}; "
-            "set allow_missing_weights to start all the same"
+            f"weights of {where} do not fit: missing {missing[:5]}, unexpected {left[:5]}{other}; set "
+            "allow_missing_weights to start all the same (in some models shapes depend on image_size)"
         )
     target.load_state_dict(fitting, strict=False)
     return missing + left
 
 
-def vision_fields(arguments: ModelArguments) -> tuple[dict[str, Any], PreTrainedModel | None]:
-    """The fields of the image encoder's configuration, and the pre-trained model to start from, if there is one.
-
-    Raises:
-        ValueError: the fields have no `model_type`.
-    """
-    fields: dict[str, Any] | None = dict(arguments.vision_config) or None
-    model: PreTrainedModel | None = None
-    if arguments.vision_model is not None:
-        model = AutoModel.from_pretrained(arguments.vision_model)
-        fields = model.config.to_dict() | (fields or {})
-    elif fields is None:
-        fields = {"model_type": "vit", "layer_norm_eps": 1e-6}
-    if "model_type" not in fields:
-        raise ValueError(f"vision_config needs a model_type, for example vit, resnet or timm_wrapper: {fields}")
-    if "image_size" in fields or fields["model_type"] == "vit":
-        fields["image_size"] = arguments.image_size
-    return fields, model
-
-
-def _load_vision(target: VisionBackbone, source: PreTrainedModel, arguments: ModelArguments) -> list[str]:
-    unused = ("pooler.", "head.", "mask_token", "num_batches_tracked")
+def _load_vision(target: VisionBackbone, source: dict[str, torch.Tensor], arguments: ModelArguments) -> list[str]:
+    pooler = () if target.pooling == "pooler" else ("pooler.", "head.")
+    unused = (*pooler, *target.unused, "mask_token", "num_batches_tracked")
     where = str(arguments.vision_model)
-    return _load_by_name(target.backbone, source.state_dict(), unused, where, arguments.allow_missing_weights)
+    return _load_by_name(target.backbone, source, unused, where, arguments.allow_missing_weights)
 
 
 def build_vision_backbone(arguments: ModelArguments) -> VisionBackbone:
@@ -84,8 +66,6 @@ def build_vision_backbone(arguments: ModelArguments) -> VisionBackbone:
     """
     fields, source = vision_fields(arguments)
     model_type = fields.pop("model_type")
-    if model_type not in CONFIG_MAPPING:
-        raise ValueError(f"unknown model_type {model_type!r}; {nearest_hint(model_type, CONFIG_MAPPING)}")
     backbone = VisionBackbone(CONFIG_MAPPING[model_type](**fields), arguments.vision_pooling)
     if source is not None:
         _load_vision(backbone, source, arguments)
@@ -170,19 +150,23 @@ def _with_image_size(model: Model, size: int) -> Model:
     """The same model for pictures of another size. Position tables are interpolated, in momentum copies too."""
     config = copy.deepcopy(model.config)
     vision: Any = config.vision_config
-    if getattr(vision, "image_size", size) == size:
+    fields = vision.to_dict()
+    set_image_size(fields, size)
+    wanted_size = {name: fields[name] for name in ("image_size", "model_args") if name in fields}
+    if all(getattr(vision, name, None) == value for name, value in wanted_size.items()):
         return model
-    vision.image_size = size
+    for name, value in wanted_size.items():
+        setattr(vision, name, value)
     resized = type(model)(config)
     wanted, state = resized.state_dict(), model.state_dict()
     for name, tensor in state.items():
         if wanted[name].shape != tensor.shape:
-            if not name.endswith("position_embeddings"):
+            state[name] = fit_positions(name, tensor, wanted[name].shape)
+            if wanted[name].shape != state[name].shape:
                 raise ValueError(
                     f"{name} of a {vision.model_type!r} backbone cannot be resized to image_size {size}: it is "
                     f"{tuple(tensor.shape)} and would have to be {tuple(wanted[name].shape)}"
                 )
-            state[name] = resize_positions(tensor, wanted[name].shape[1])
     resized.load_state_dict(state)
     resized.loading_report = f"{model.loading_report}; position tables resized to pictures of {size} pixels"  # type: ignore[attr-defined]
     return resized
