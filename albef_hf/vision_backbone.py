@@ -42,6 +42,21 @@ def resize_positions(table: torch.Tensor, tokens: int) -> torch.Tensor:
     return torch.cat([table[:, :prefix], grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
 
 
+def _check_arguments(config: PreTrainedConfig, model_class: Any) -> None:
+    """Check that a class of models takes pictures and nothing else."""
+    taken = list(inspect.signature(model_class.forward).parameters.values())[1:]
+    needed = [p.name for p in taken[1:] if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    why = ""
+    if taken[0].name != "pixel_values" or any(p.name == "input_ids" for p in taken):
+        why = "it does not read pictures alone"
+    elif getattr(config, "num_frames", None) is not None:
+        why = "it reads videos"
+    elif needed:
+        why = f"it takes no plain pictures, but needs {', '.join(needed)} beside them"
+    if why:
+        raise ValueError(f"a {config.model_type!r} model cannot serve as image encoder: {why}")
+
+
 class VisionBackbone(nn.Module):
     """Adapter from a transformers vision model to tokens and one pooled vector for each image.
 
@@ -68,6 +83,8 @@ class VisionBackbone(nn.Module):
             raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, not {pooling!r}")
         self.pooling = pooling
         model_class = MODEL_MAPPING.get(type(config), None)
+        if inspect.isclass(model_class):
+            _check_arguments(config, model_class)
         # An unused pooling layer would have parameters without gradient.
         accepted = inspect.signature(model_class).parameters if model_class is not None else {}  # type: ignore[arg-type]
         options = {"add_pooling_layer": pooling == "pooler"} if "add_pooling_layer" in accepted else {}
@@ -90,18 +107,14 @@ class VisionBackbone(nn.Module):
             if name in self.unused:
                 parameter.requires_grad_(False)
 
+    @torch.inference_mode(False)
+    @torch.enable_grad()
     def _examine(self) -> None:
         """Find out what the backbone gives for a picture, and what that depends on, without computing any numbers."""
         backbone = self.backbone
-        taken = list(inspect.signature(backbone.forward).parameters.values())
-        needed = [p.name for p in taken[1:] if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
         training = backbone.training
         backbone.eval()
         try:
-            if taken[0].name != "pixel_values" or getattr(backbone.config, "num_frames", None):
-                raise ValueError(f"it reads {'videos' if taken[0].name == 'pixel_values' else taken[0].name}")
-            if needed:
-                raise ValueError(f"it takes no plain pictures, but needs {', '.join(needed)} beside them")
             leaves, output = self._imagine(self.size)
             states = self._states(output)
             self._note_layout(states, self._larger_shape(states))
@@ -131,7 +144,8 @@ class VisionBackbone(nn.Module):
 
     def _name(self) -> str:
         config = self.backbone.config
-        return f"timm's {config.architecture}" if config.model_type == "timm_wrapper" else f"a {config.model_type!r}"
+        timms = config.model_type == "timm_wrapper"
+        return f"timm's {config.architecture}" if timms else f"a {config.model_type!r} model"
 
     def _imagine(self, size: tuple[int, int]) -> tuple[dict[str, torch.Tensor], Any]:
         """Trainable parameters, and the output for two pictures of a size; all of them shapes without numbers."""
@@ -140,9 +154,7 @@ class VisionBackbone(nn.Module):
         tensors = {name: torch.empty_like(tensor, device="meta") for name, tensor in named.items()}
         leaves = {n: tensors[n].requires_grad_() for n, p in backbone.named_parameters() if p.requires_grad}
         pictures = torch.empty(2, self._channels(), *size, device="meta")
-        with torch.enable_grad():
-            output = torch.func.functional_call(backbone, tensors, (pictures,), self._options(pictures))
-        return leaves, output
+        return leaves, torch.func.functional_call(backbone, tensors, (pictures,), self._options(pictures))
 
     def _states(self, output: Any) -> torch.Tensor:
         """The last states of an output of the backbone: (batch, tokens, width), or a feature map."""

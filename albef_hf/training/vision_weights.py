@@ -4,7 +4,7 @@ from typing import Any
 
 import timm
 import torch
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from ..data.hints import nearest_hint
 from ..vision_backbone import resize_positions
@@ -30,31 +30,30 @@ def set_image_size(fields: dict[str, Any], size: int) -> None:
         fields["image_size"] = size if isinstance(default, int) else [size, size]
 
 
-def _vision_part(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The configuration of the image encoder of a folder; for images alone it is that of the whole folder."""
-    if config.model_type in CONFIG_MAPPING and hasattr(config, "text_config"):
-        for name in _VISION_PARTS:
-            part = getattr(config, name, None)
-            if isinstance(part, PreTrainedConfig):
-                return part
-        raise ValueError(
-            f"a {config.model_type!r} folder has no image encoder by itself among its parts: start from one"
-        )
-    return config
+def _vision_part(model: PreTrainedModel) -> tuple[str, PreTrainedModel]:
+    """The image encoder of a model for images and texts, and its name there; another model is one itself."""
+    parts = [getattr(model.config, name, None) for name in _VISION_PARTS]
+    part = next((config for config in parts if isinstance(config, PreTrainedConfig)), None)
+    if part is None:
+        return "", model
+    for name, module in model.named_modules():
+        if name and isinstance(module, PreTrainedModel) and type(module.config) is type(part):
+            return f"{name}.", module
+    raise ValueError(f"a {model.config.model_type!r} model has no image encoder by itself among its parts")
 
 
 def _load_source(name: str) -> tuple[PreTrainedConfig, dict[str, torch.Tensor]]:
     """Configuration and weights of an image encoder; of a folder for images and texts, those of its image encoder.
     Weights that the folder lacks are left out."""
     try:
-        config = _vision_part(AutoConfig.from_pretrained(name))
-        model, report = AutoModel.from_pretrained(name, config=config, output_loading_info=True)
+        model, report = AutoModel.from_pretrained(name, output_loading_info=True)
+        prefix, part = _vision_part(model)
     except (OSError, KeyError) as error:
         raise ValueError(f"vision_model {name!r} is neither a model folder nor found on the Hub: {error}") from error
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"vision_model {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
     missing = set(report["missing_keys"])
-    return model.config, {key: value for key, value in model.state_dict().items() if key not in missing}
+    return part.config, {key: value for key, value in part.state_dict().items() if prefix + key not in missing}
 
 
 def vision_fields(arguments: ModelArguments) -> tuple[dict[str, Any], dict[str, torch.Tensor] | None]:
