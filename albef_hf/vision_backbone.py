@@ -1,7 +1,10 @@
 """An adapter that gives any vision model that `AutoModel` loads the same outputs: tokens and a pooled vector."""
 
+import copy
 import inspect
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,9 +14,8 @@ from transformers.utils import ModelOutput
 
 from .configuration_albef import POOLINGS
 
-# Parameters that neither tokens nor `cls` and `mean` pooling use: distributed training would wait for their gradients.
-_UNUSED = ("embeddings.mask_token",)
-_UNUSED_WITHOUT_POOLER = ("pooler.", "head.", "timm_model.fc_norm.", "timm_model.attn_pool.")
+# Names of parameters that are tokens before the patches.
+_PREFIX_TOKENS = ("cls_token", "class_embedding", "distillation_token", "register_tokens", "cls_register_token")
 
 
 @dataclass
@@ -25,13 +27,34 @@ class VisionBackboneOutput(ModelOutput):
 
 
 def resize_positions(table: torch.Tensor, tokens: int) -> torch.Tensor:
-    """Resize a position table (1, prefix + grid, width) to (1, tokens, width): the square grid bicubically."""
-    old = int((table.shape[1] - 1) ** 0.5)
+    """Resize a position table (1, prefix + grid, width) to (1, tokens, width): the square grid bicubically.
+
+    Raises:
+        ValueError: the grids are not square.
+    """
+    old = math.isqrt(table.shape[1])
     prefix = table.shape[1] - old * old
-    new = int((tokens - prefix) ** 0.5)
+    new = math.isqrt(max(tokens - prefix, 0))
+    if new < 1 or new * new != tokens - prefix:
+        raise ValueError(f"a table of {table.shape[1]} positions cannot be resized to {tokens}: no square grids")
     grid = table[:, prefix:].reshape(1, old, old, -1).permute(0, 3, 1, 2)
     grid = nn.functional.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
     return torch.cat([table[:, :prefix], grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+
+
+def _check_arguments(config: PreTrainedConfig, model_class: Any) -> None:
+    """Check that a class of models takes pictures and nothing else."""
+    taken = list(inspect.signature(model_class.forward).parameters.values())[1:]
+    needed = [p.name for p in taken[1:] if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    why = ""
+    if taken[0].name != "pixel_values" or any(p.name == "input_ids" for p in taken):
+        why = "it does not read pictures alone"
+    elif getattr(config, "num_frames", None) is not None:
+        why = "it reads videos"
+    elif needed:
+        why = f"it takes no plain pictures, but needs {', '.join(needed)} beside them"
+    if why:
+        raise ValueError(f"a {config.model_type!r} model cannot serve as image encoder: {why}")
 
 
 class VisionBackbone(nn.Module):
@@ -45,9 +68,13 @@ class VisionBackbone(nn.Module):
     Attributes:
         backbone: the transformers model. `save_pretrained` on it writes an ordinary folder.
         width: width of a token.
+        size: height and width of the pictures that the backbone is made for; `takes_one_size`: it takes no others.
+        prefix_tokens: class, distillation and register tokens before the patches.
+        unused: names of parameters that the outputs do not depend on, such as a mask token, or a norm that only the
+            backbone's pooler uses. They are frozen: distributed training would wait for their gradients.
 
     Raises:
-        ValueError: the pooling is unknown, or it is `cls` and the backbone has no class token.
+        ValueError: the pooling is unknown or the backbone has none such, or it does not turn pictures into tokens.
     """
 
     def __init__(self, config: PreTrainedConfig, pooling: str = "cls") -> None:
@@ -56,62 +83,185 @@ class VisionBackbone(nn.Module):
             raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, not {pooling!r}")
         self.pooling = pooling
         model_class = MODEL_MAPPING.get(type(config), None)
+        if inspect.isclass(model_class):
+            _check_arguments(config, model_class)
         # An unused pooling layer would have parameters without gradient.
         accepted = inspect.signature(model_class).parameters if model_class is not None else {}  # type: ignore[arg-type]
         options = {"add_pooling_layer": pooling == "pooler"} if "add_pooling_layer" in accepted else {}
+        self.masks = config.model_type == "vit_mae"
+        if self.masks:  # it would mask at random, in evaluation too
+            config = copy.deepcopy(config)
+            config.mask_ratio = 0.0
         self.backbone: PreTrainedModel = AutoModel.from_config(config, **options)
         self.interpolates = "interpolate_pos_encoding" in inspect.signature(self.backbone.forward).parameters
-        self.width = self._width()
-        self.prefix_tokens = self._prefix_tokens()
-        if pooling == "cls" and self.prefix_tokens == 0:
-            raise ValueError(f"a {config.model_type!r} backbone has no class token: set the pooling to 'mean'")
+        self.width, self.prefix_tokens, self.channels_last = 0, 0, False
+        self.gives_maps = self.takes_one_size = False
+        self.size = self._picture_size()
+        self.unused: tuple[str, ...] = ()
+        self._examine()
         self.freeze()
 
     def freeze(self) -> None:
         """Freeze parameters that are not used."""
-        unused = _UNUSED if self.pooling == "pooler" else _UNUSED + _UNUSED_WITHOUT_POOLER
         for name, parameter in self.backbone.named_parameters():
-            if name.startswith(unused):
+            if name in self.unused:
                 parameter.requires_grad_(False)
 
-    def _width(self) -> int:
-        if self.backbone.config.model_type == "timm_wrapper":
-            return int(self.backbone.timm_model.num_features)  # type: ignore[arg-type]
+    @torch.inference_mode(False)
+    @torch.enable_grad()
+    def _examine(self) -> None:
+        """Find out what the backbone gives for a picture, and what that depends on, without computing any numbers."""
+        backbone = self.backbone
+        training = backbone.training
+        backbone.eval()
+        try:
+            leaves, output = self._imagine(self.size)
+            states = self._states(output)
+            self._note_layout(states, self._larger_shape(states))
+            if self.pooling == "pooler":
+                self._check_pooler(output)
+            parts = self._select(output)
+            total = parts.tokens.sum() + parts.pooled.sum()  # type: ignore[union-attr]
+            used = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+        except (ValueError, TypeError, RuntimeError, AttributeError, AssertionError) as error:
+            why = "it looks at the numbers to decide what to compute" if "meta tensors" in str(error) else error
+            size = f"{self.size[0]} x {self.size[1]}"
+            raise ValueError(
+                f"{self._name()} cannot serve as image encoder for pictures of {size} pixels: {why}"
+            ) from error
+        finally:
+            backbone.train(training)
+        frozen = [name for name, parameter in backbone.named_parameters() if not parameter.requires_grad]
+        self.unused = (*frozen, *(name for name, gradient in zip(leaves, used, strict=True) if gradient is None))
+
+    def _larger_shape(self, states: torch.Tensor) -> torch.Size:
+        """The shape of states for pictures of twice the size; that of `states` where the backbone takes no others."""
+        try:
+            return self._states(self._imagine((2 * self.size[0], 2 * self.size[1]))[1]).shape
+        except (ValueError, TypeError, RuntimeError, AssertionError):
+            self.takes_one_size = True
+            return states.shape
+
+    def _name(self) -> str:
         config = self.backbone.config
-        if "hidden_size" in config.to_dict():
-            return config.hidden_size
-        return config.hidden_sizes[-1]
+        timms = config.model_type == "timm_wrapper"
+        return f"timm's {config.architecture}" if timms else f"a {config.model_type!r} model"
+
+    def _imagine(self, size: tuple[int, int]) -> tuple[dict[str, torch.Tensor], Any]:
+        """Trainable parameters, and the output for two pictures of a size; all of them shapes without numbers."""
+        backbone = self.backbone
+        named = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())}
+        tensors = {name: torch.empty_like(tensor, device="meta") for name, tensor in named.items()}
+        leaves = {n: tensors[n].requires_grad_() for n, p in backbone.named_parameters() if p.requires_grad}
+        pictures = torch.empty(2, self._channels(), *size, device="meta")
+        return leaves, torch.func.functional_call(backbone, tensors, (pictures,), self._options(pictures))
+
+    def _states(self, output: Any) -> torch.Tensor:
+        """The last states of an output of the backbone: (batch, tokens, width), or a feature map."""
+        states = getattr(output, "last_hidden_state", None)
+        if states is None and getattr(output, "feature_maps", None):
+            self.gives_maps, states = True, output.feature_maps[-1]
+        if states is None or states.dim() not in (3, 4):
+            raise ValueError("its output has no last_hidden_state of tokens, and no feature map")
+        return states
+
+    def _channels(self) -> int:
+        channels = getattr(self.backbone.config, "num_channels", None)
+        if channels is None:
+            channels = next((m.in_channels for m in self.backbone.modules() if isinstance(m, nn.Conv2d)), 3)
+        return int(channels)
+
+    def _picture_size(self) -> tuple[int, int]:
+        """Height and width that the backbone is made for; 224 where it takes any."""
+        config: Any = self.backbone.config
+        size = getattr(config, "image_size", None)
+        if config.model_type == "timm_wrapper":
+            model: Any = self.backbone.timm_model
+            size = (config.model_args or {}).get("img_size") or getattr(
+                getattr(model, "patch_embed", None), "img_size", None
+            )
+            if size is None and model.pretrained_cfg.get("fixed_input_size"):
+                size = model.pretrained_cfg["input_size"][-2:]
+        if size is None:
+            return 224, 224
+        return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+    def _note_layout(self, states: torch.Tensor, larger: torch.Size) -> None:
+        """Width, prefix tokens and the place of the channels, from states of two pictures, and their shape for larger
+        ones."""
+        if len(states) != 2:
+            raise ValueError("it joins the pictures of a batch into one sequence")
+        if states.dim() == 4:
+            one_size = states.shape == larger
+            timms = getattr(getattr(self.backbone, "timm_model", None), "output_fmt", "NCHW") == "NHWC"
+            self.channels_last = timms if one_size else states.shape[1] != larger[1]
+            self.width = states.shape[3 if self.channels_last else 1]
+        else:
+            self.width, self.prefix_tokens = states.shape[2], self._prefix_tokens()
+            patches = states.shape[1] - self.prefix_tokens
+            height, width = self.size
+            if patches < 1 or (height == width and math.isqrt(patches) ** 2 != patches):
+                raise ValueError(
+                    f"its {states.shape[1]} tokens are not {self.prefix_tokens} prefix tokens and a square grid"
+                )
+        if self.pooling == "cls" and self.prefix_tokens == 0:
+            raise ValueError("it has no class token: set the pooling to 'mean'")
 
     def _prefix_tokens(self) -> int:
         """The number of class, distillation and register tokens before the patches."""
         if self.backbone.config.model_type == "timm_wrapper":
             return int(getattr(self.backbone.timm_model, "num_prefix_tokens", 0))
-        count = 0
-        for name, parameter in self.backbone.named_parameters():
-            if name.endswith(("cls_token", "class_embedding", "distillation_token")):
-                count += 1
-            elif name.endswith("register_tokens"):
-                count += parameter.shape[1]
-        return count
+        if self.backbone.config.model_type == "dinov3_convnext":
+            return 1  # the mean of the map
+        return sum(
+            parameter.shape[-2] if parameter.dim() > 1 else 1
+            for name, parameter in self.backbone.named_parameters()
+            if name.endswith(_PREFIX_TOKENS) and not name.startswith("head.")
+        )
 
-    def forward(self, pixel_values: torch.Tensor) -> VisionBackboneOutput:
-        """Encode images (batch, channels, height, width). Position tables are interpolated for other image sizes."""
-        options = {}
-        if self.interpolates:
-            size = self.backbone.config.image_size
-            same = list(pixel_values.shape[-2:]) == ([size, size] if isinstance(size, int) else list(size))
-            options["interpolate_pos_encoding"] = not same
-        output = self.backbone(pixel_values, **options)
-        tokens = output.last_hidden_state
-        if tokens.dim() == 4:  # (batch, width, rows, columns) of a convolutional network
-            tokens = tokens.flatten(2).transpose(1, 2)
+    def _check_pooler(self, output: Any) -> None:
+        pooled = getattr(output, "pooler_output", None)
+        if pooled is None:
+            raise ValueError("it has no pooler: set the pooling to 'mean' or 'cls'")
+        if pooled.flatten(1).shape[1] != self.width:
+            raise ValueError(f"its pooler gives {pooled.flatten(1).shape[1]} numbers, its tokens have {self.width}")
+
+    def _patch_order(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """What ViTMAE sorts patches by: (batch, patches), in the order that they have."""
+        side: Any = self.backbone.config.patch_size
+        patches = (pixel_values.shape[-2] // side) * (pixel_values.shape[-1] // side)
+        return torch.arange(patches, dtype=torch.float32, device=pixel_values.device).expand(
+            len(pixel_values), patches
+        )
+
+    def _other_size(self, pixel_values: torch.Tensor) -> str:
+        (height, width), (rows, columns) = self.size, pixel_values.shape[-2:]
+        return (
+            f"{self._name()} as it is built takes pictures of {height} x {width} pixels only, not of {rows} x "
+            f"{columns}: set image_size to these"
+        )
+
+    def _options(self, pixel_values: torch.Tensor) -> dict[str, Any]:
+        other = tuple(pixel_values.shape[-2:]) != self.size
+        options: dict[str, Any] = {"interpolate_pos_encoding": other} if self.interpolates else {}
+        if self.masks:
+            options["noise"] = self._patch_order(pixel_values)
+        return options
+
+    def _select(self, output: Any) -> VisionBackboneOutput:
+        tokens = output.feature_maps[-1] if self.gives_maps else output.last_hidden_state
+        if tokens.dim() == 4:
+            tokens = tokens.flatten(1, 2) if self.channels_last else tokens.flatten(2).transpose(1, 2)
         if self.pooling == "cls":
             pooled = tokens[:, 0]
         elif self.pooling == "mean":
             pooled = tokens[:, self.prefix_tokens :].mean(1)
         else:
-            pooled = output.pooler_output
-            if pooled is None:
-                raise ValueError(f"a {self.backbone.config.model_type!r} backbone has no pooler: use 'mean' or 'cls'")
-            pooled = pooled.flatten(1)
+            pooled = output.pooler_output.flatten(1)
         return VisionBackboneOutput(tokens=tokens, pooled=pooled)
+
+    def forward(self, pixel_values: torch.Tensor) -> VisionBackboneOutput:
+        """Encode images (batch, channels, height, width); of another size than `size` only if it does not take one."""
+        if self.takes_one_size and tuple(pixel_values.shape[-2:]) != self.size:
+            raise ValueError(self._other_size(pixel_values))
+        return self._select(self.backbone(pixel_values, **self._options(pixel_values)))

@@ -41,7 +41,7 @@ class ModelArguments:
     )
     text_model: str | None = field(
         default=None,
-        metadata={"help": "BERT to start from: folder, Hub id, or minilm (of its package); null: random weights"},
+        metadata={"help": "BERT or RoBERTa to start from: folder, Hub id, or minilm (of its package); null: random"},
     )
     text_config: dict[str, Any] = field(
         default_factory=dict,

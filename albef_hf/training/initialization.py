@@ -9,71 +9,55 @@ import torch
 from torch import nn
 from transformers import (
     CONFIG_MAPPING,
-    AutoModel,
-    PreTrainedModel,
 )
 
 from ..configuration_albef import AlbefConfig
-from ..data.hints import nearest_hint
 from ..modeling_albef_loading import AlbefPreTrainedModel
 from ..modeling_albef_pretraining import AlbefForPreTraining
 from ..processing_albef import AlbefProcessor
-from ..vision_backbone import VisionBackbone, resize_positions
+from ..vision_backbone import VisionBackbone
 from .arguments import ModelArguments
-from .foreign import foreign_config, foreign_weights
 from .text_encoder import choose_tokenizer, load_text_encoder, text_encoder_fields
 from .text_encoder import load_tokenizer as load_tokenizer
+from .vision_weights import fit_positions, set_image_size, vision_fields
 
 Model = TypeVar("Model", bound=AlbefPreTrainedModel)
 
 
 def _load_by_name(
     target: nn.Module, source: dict[str, torch.Tensor], expected: tuple[str, ...], where: str, allow: bool
-) -> None:
+) -> list[str]:
     """Load weights by name, position tables resized. What is missing or left over is an error unless a part of its
-    name is `expected`, or all is allowed."""
+    name is `expected`, or all is allowed.
+
+    Returns: names that are missing or left over.
+    """
     current = target.state_dict()
-    for name, tensor in source.items():
-        if name.endswith("position_embeddings") and name in current and current[name].shape != tensor.shape:
-            source[name] = resize_positions(tensor, current[name].shape[1])
+    source = {
+        name: fit_positions(name, tensor, current[name].shape) if name in current else tensor
+        for name, tensor in source.items()
+    }
     fitting = {
         name: tensor for name, tensor in source.items() if name in current and current[name].shape == tensor.shape
     }
     missing = [name for name in current if name not in fitting and not any(part in name for part in expected)]
     left = [name for name in source if name not in fitting and not any(part in name for part in expected)]
     if (missing or left) and not allow:
+        shapes = [f"{n}: {tuple(source[n].shape)}, here {tuple(current[n].shape)}" for n in left if n in current]
+        other = f"; other shapes: {'; '.join(shapes[:3])}" if shapes else ""
         raise ValueError(
-            f"weights of {where} do not fit: missing {missing[:5]}, unexpected {left[:5]}; "
-            "set allow_missing_weights to start all the same"
+            f"weights of {where} do not fit: missing {missing[:5]}, unexpected {left[:5]}{other}; set "
+            "allow_missing_weights to start all the same (in some models shapes depend on image_size)"
         )
     target.load_state_dict(fitting, strict=False)
+    return missing + left
 
 
-def vision_fields(arguments: ModelArguments) -> tuple[dict[str, Any], PreTrainedModel | None]:
-    """The fields of the image encoder's configuration, and the pre-trained model to start from, if there is one.
-
-    Raises:
-        ValueError: the fields have no `model_type`.
-    """
-    fields: dict[str, Any] | None = dict(arguments.vision_config) or None
-    model: PreTrainedModel | None = None
-    if arguments.vision_model is not None:
-        config = foreign_config(arguments.vision_model)
-        model = foreign_weights(AutoModel, arguments.vision_model, config=config)
-        fields = model.config.to_dict() | (fields or {})
-    elif fields is None:
-        fields = {"model_type": "vit", "layer_norm_eps": 1e-6}
-    if "model_type" not in fields:
-        raise ValueError(f"vision_config needs a model_type, for example vit, resnet or timm_wrapper: {fields}")
-    if "image_size" in fields or fields["model_type"] == "vit":
-        fields["image_size"] = arguments.image_size
-    return fields, model
-
-
-def _load_vision(target: VisionBackbone, source: PreTrainedModel, arguments: ModelArguments) -> None:
-    unused = ("pooler.", "head.", "mask_token", "num_batches_tracked")
+def _load_vision(target: VisionBackbone, source: dict[str, torch.Tensor], arguments: ModelArguments) -> list[str]:
+    pooler = () if target.pooling == "pooler" else ("pooler.", "head.")
+    unused = (*pooler, *target.unused, "mask_token", "num_batches_tracked")
     where = str(arguments.vision_model)
-    _load_by_name(target.backbone, source.state_dict(), unused, where, arguments.allow_missing_weights)
+    return _load_by_name(target.backbone, source, unused, where, arguments.allow_missing_weights)
 
 
 def build_vision_backbone(arguments: ModelArguments) -> VisionBackbone:
@@ -84,8 +68,6 @@ def build_vision_backbone(arguments: ModelArguments) -> VisionBackbone:
     """
     fields, source = vision_fields(arguments)
     model_type = fields.pop("model_type")
-    if model_type not in CONFIG_MAPPING:
-        raise ValueError(f"unknown model_type {model_type!r}; {nearest_hint(model_type, CONFIG_MAPPING)}")
     backbone = VisionBackbone(CONFIG_MAPPING[model_type](**fields), arguments.vision_pooling)
     if source is not None:
         _load_vision(backbone, source, arguments)
@@ -106,11 +88,16 @@ _RECIPE = [
 ]
 
 
+def _in_words(what: str, name: str, lacking: list[str]) -> str:
+    more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
+    return f"{what} from {name}: " + (f"new, random: {', '.join(lacking[:5])}{more}" if lacking else "every weight")
+
+
 def build_albef(arguments: ModelArguments) -> tuple[AlbefForPreTraining, AlbefProcessor]:
     """Build ALBEF for pre-training, from `model_path` or from encoders, and its processor.
 
     Raises:
-        ValueError: weights do not fit, or the vocabulary does not fit the text model.
+        ValueError: weights or the vocabulary do not fit, or an encoder cannot serve; says what can.
     """
     if arguments.model_path is not None:
         return build_task_model(AlbefForPreTraining, arguments)
@@ -130,19 +117,19 @@ def build_albef(arguments: ModelArguments) -> tuple[AlbefForPreTraining, AlbefPr
     processor = AlbefProcessor.from_parts(tokenizer, arguments.image_size)
     processor.check_text_model(config.text_config)  # type: ignore[arg-type]
     model = AlbefForPreTraining(config)
-    allow, told = arguments.allow_missing_weights, []
+    allow, report = arguments.allow_missing_weights, []
     if source is not None:
-        _load_vision(model.albef.vision_model, source, arguments)
-        told.append(f"images from {arguments.vision_model}")
+        lacking = _load_vision(model.albef.vision_model, source, arguments)
+        report.append(_in_words("image encoder", str(arguments.vision_model), lacking))
     if arguments.text_model is not None:
         text = load_text_encoder(arguments.text_model)
         new = ("crossattention", "pooler.", "position_ids", "token_type_ids")
-        _load_by_name(model.albef.text_model, text.body, new, arguments.text_model, allow)
+        lacking = _load_by_name(model.albef.text_model, text.body, new, arguments.text_model, allow)
         if text.head:  # a sentence encoder such as MiniLM has none, and ours stays random
-            _load_by_name(model.cls, text.head, ("decoder.",), arguments.text_model, allow)
-        told.append(text.report)
-    if told:
-        model.loading_report = f"{'; '.join(told)}; all other weights are new"
+            lacking += _load_by_name(model.cls, text.head, ("decoder.",), arguments.text_model, allow)
+        report += [text.report, *([_in_words("text encoder", arguments.text_model, lacking)] if lacking else [])]
+    if report:
+        model.loading_report = "; ".join([*report, "what these lack is new"])
     model.reset_momentum()
     if arguments.gradient_checkpointing:
         model.gradient_checkpointing_enable()
@@ -153,19 +140,23 @@ def _with_image_size(model: Model, size: int) -> Model:
     """The same model for pictures of another size. Position tables are interpolated, in momentum copies too."""
     config = copy.deepcopy(model.config)
     vision: Any = config.vision_config
-    if getattr(vision, "image_size", size) == size:
+    fields = vision.to_dict()
+    set_image_size(fields, size)
+    wanted_size = {name: fields[name] for name in ("image_size", "model_args") if name in fields}
+    if all(getattr(vision, name, None) == value for name, value in wanted_size.items()):
         return model
-    vision.image_size = size
+    for name, value in wanted_size.items():
+        setattr(vision, name, value)
     resized = type(model)(config)
     wanted, state = resized.state_dict(), model.state_dict()
     for name, tensor in state.items():
         if wanted[name].shape != tensor.shape:
-            if not name.endswith("position_embeddings"):
+            state[name] = fit_positions(name, tensor, wanted[name].shape)
+            if wanted[name].shape != state[name].shape:
                 raise ValueError(
                     f"{name} of a {vision.model_type!r} backbone cannot be resized to image_size {size}: it is "
                     f"{tuple(tensor.shape)} and would have to be {tuple(wanted[name].shape)}"
                 )
-            state[name] = resize_positions(tensor, wanted[name].shape[1])
     resized.load_state_dict(state)
     resized.loading_report = f"{model.loading_report}; position tables resized to pictures of {size} pixels"  # type: ignore[attr-defined]
     return resized
@@ -191,6 +182,7 @@ def build_task_model(
         state = {name: tensor for name, tensor in start.state_dict().items() if not name.startswith(copied)}
         _name_classes(start.config, classes)
         model = model_class.from_pretrained(None, config=start.config, state_dict=state)
+        model.loading_report = f"{start.loading_report}; then {model.loading_report}"  # type: ignore[attr-defined]
     else:
         model, processor = _load_task_model(model_class, arguments.model_path, arguments, classes)
     if arguments.gradient_checkpointing:
@@ -245,3 +237,13 @@ def load_trained_model(model_class: type[Model], path: str) -> tuple[Model, Albe
     if lacking:
         raise ValueError(f"{path} has not been trained as {model_class.__name__}: it lacks {', '.join(lacking[:5])}")
     return model, processor
+
+
+__all__ = [
+    "build_albef",
+    "build_task_model",
+    "build_vision_backbone",
+    "load_tokenizer",
+    "load_trained_model",
+    "vision_fields",
+]
