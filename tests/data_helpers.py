@@ -7,6 +7,7 @@ import tarfile
 from pathlib import Path
 
 import datasets
+import numpy as np
 from PIL import Image
 
 
@@ -31,6 +32,23 @@ def parquet_of(path: Path, count: int, first: int = 0) -> str:
 
 def first(data, count, start=0):
     return list(itertools.islice(data.batches(start), count))
+
+
+def encode(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def array_file(array: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+def pages(count: int) -> bytes:
+    frames = [Image.new("L", (4, 4), 10 * page) for page in range(count)]
+    return encode(frames[0], "TIFF", save_all=True, append_images=frames[1:])
 
 
 # -- the same six rows in every form ----------------------------------------------------------------------------------

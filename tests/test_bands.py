@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from data_helpers import array_file, encode, pages
 from PIL import Image
-from test_images import array_file, encode, pages
 
 from albef_hf.data.arguments import DataArguments
 from albef_hf.data.images import BadImage

@@ -1,6 +1,5 @@
 """Unusual pictures are decoded to RGB, or refused with a reason."""
 
-import io
 import struct
 import subprocess
 import sys
@@ -8,15 +7,10 @@ import zlib
 
 import numpy as np
 import pytest
+from data_helpers import array_file, encode, pages
 from PIL import Image
 
 from albef_hf.data.images import MAX_PIXELS, BadImage, decode_image
-
-
-def encode(image: Image.Image, kind: str = "PNG", **options) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
 
 
 def test_transparency_becomes_white():
@@ -176,12 +170,6 @@ def test_decoding_takes_at_most_three_times_the_size(mode):
     assert float(done.stdout) <= 3
 
 
-def array_file(array: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    np.save(stream, array)
-    return stream.getvalue()
-
-
 def test_arrays_of_color_and_gray():
     color = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
     assert np.array_equal(np.asarray(decode_image(array_file(color))), color)
@@ -190,11 +178,6 @@ def test_arrays_of_color_and_gray():
         assert np.array_equal(np.asarray(decode_image(array_file(gray)))[:, :, 1], color[:, :, 0])
     deep = np.full((2, 2), 65535, dtype=np.uint16)
     assert decode_image(array_file(deep)).getpixel((0, 0)) == (255, 255, 255)
-
-
-def pages(count: int) -> bytes:
-    frames = [Image.new("L", (4, 4), 10 * page) for page in range(count)]
-    return encode(frames[0], "TIFF", save_all=True, append_images=frames[1:])
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """How a run begins in a folder, goes on from a checkpoint, and skips steps that must not count."""
 
-import dataclasses
 import json
 import os
 import signal
@@ -13,36 +12,20 @@ import torch
 from accelerate import Accelerator
 from helpers import tiny_batch, tiny_model
 from torch import nn
-from transformers.utils import ModelOutput
+from training_helpers import Full, Rows, Small, saved, trained
 
 from albef_hf.data.batches import RejectionLog, TrainingData, signals_blocked
 from albef_hf.data.lines import read_lines
-from albef_hf.momentum import FeatureQueue, MomentumCopy
 from albef_hf.reporting.log import LogWriter
-from albef_hf.trainable import Trainable
 from albef_hf.training.arguments import TrainingArguments
 from albef_hf.training.changes import compare_settings
-from albef_hf.training.checkpoints import load_checkpoint, newest_valid, save_checkpoint, saved_checkpoints
+from albef_hf.training.checkpoints import load_checkpoint, newest_valid, saved_checkpoints
 from albef_hf.training.identity import claim
-from albef_hf.training.loop import StepGuard, build_accelerator, train
+from albef_hf.training.loop import StepGuard
 from albef_hf.training.optimization import build_optimizer
 from albef_hf.training.position import Length, Position, run_length
 
 # -- checkpoints ------------------------------------------------------------------------------------------------------
-
-
-class Small(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(3))
-
-
-def saved(folder, step, value=None, **options):
-    model = Small()
-    with torch.no_grad():
-        model.weight.fill_(step if value is None else value)
-    optimizer = build_optimizer(model, TrainingArguments(optimizer="sgd"))
-    return save_checkpoint(folder, model, optimizer, {"step": step}, **{"keep": 2, **options})
 
 
 MANIFESTS = ["", "{", "[]", "{}", '{"model.safetensors": 3}', "\udcff", '{"model.safetensors": {"bytes": Infinity}}']
@@ -232,64 +215,6 @@ def test_the_workers_of_training_block_signals_and_the_training_process_does_not
 
 
 # -- steps that do not count ------------------------------------------------------------------------------------------
-
-
-class Full(Trainable):
-    """A method with every kind of state: a momentum copy, a queue, running statistics."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.online = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
-        self.copy = MomentumCopy({"online": self.online})
-        self.queue = FeatureQueue(5, 4, 1)
-        self.factors: list[float] = []
-        self.seen: list[dict[str, torch.Tensor]] = []
-
-    def forward(self, pixel_values: torch.Tensor) -> "Output":
-        self.seen.append({name: value.clone() for name, value in self.state_dict().items()})
-        keys = self.online(pixel_values)
-        return Output(loss=(keys**2).mean() * self.factors[len(self.seen) - 1], keys=keys.detach())
-
-    def enqueue(self, output: "Output") -> None:
-        self.queue.enqueue(output.keys, torch.ones(len(output.keys), 1, dtype=torch.int64))
-
-    def update_momentum(self, step: int = 0, total_steps: int = 1) -> None:
-        self.copy.update({"online": self.online}, 0.9)
-
-
-@dataclasses.dataclass
-class Output(ModelOutput):
-    loss: torch.Tensor | None = None
-    keys: torch.Tensor | None = None
-
-
-class Rows:
-    batch_size, steps_per_epoch, rows = 3, 100, 300
-
-    def __init__(self, bad_pixel: int = -1) -> None:
-        self.bad_pixel, self.starts = bad_pixel, []
-
-    def batches(self, start=0):
-        self.starts.append(start)
-        for number in range(start, 10_000):
-            pixels = torch.randn(3, 4, generator=torch.Generator().manual_seed(number))
-            if number == self.bad_pixel:
-                pixels[0, 0] = float("nan")
-            yield {"pixel_values": pixels, "rejected": []}
-
-    def to_device(self, batch, device):
-        return batch
-
-
-def trained(folder, factors, data=None, **changes):
-    folder.mkdir(exist_ok=True)
-    method = Full()
-    method.factors = factors
-    defaults = {"max_steps": len(factors), "log_every": 50, "warmup_steps": 0, "report_to": "none", "save_every": 100}
-    arguments = TrainingArguments(output_dir=str(folder), **{**defaults, **changes})
-    train(method, data or Rows(), arguments, build_accelerator(arguments))
-    return method, [row for row in read_lines(folder / "log.jsonl") if row["kind"] == "train"]
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lars"])

@@ -4,8 +4,8 @@ import signal
 
 import pytest
 import torch
-from test_resuming import Output, Rows, saved, trained
 from torch import nn
+from training_helpers import Output, Rows, saved, trained
 
 from albef_hf.data.lines import read_lines
 from albef_hf.trainable import Trainable
