@@ -8,7 +8,7 @@ from PIL import Image, ImageOps
 WHITE = (255, 255, 255, 255)
 _ORIENTATION = 0x0112  # of EXIF
 _STRIP = 1 << 20  # pixels that are converted together, so that large pictures are not held twice
-_DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
+DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -22,7 +22,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """
     if image.getexif().get(_ORIENTATION, 1) != 1:
         image = ImageOps.exif_transpose(image)
-    if image.mode in _DEEP:
+    if image.mode in DEEP:
         return _deep_gray(image)
     if "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
         return _on_white(image)
@@ -66,4 +66,4 @@ def _on_white(image: Image.Image) -> Image.Image:
     return made
 
 
-__all__ = ["to_rgb"]
+__all__ = ["DEEP", "to_rgb"]

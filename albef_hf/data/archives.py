@@ -10,9 +10,9 @@ from typing import Any
 
 import datasets
 
+from .columns import missing_column
 from .fields import NotText, field_of, parse_json, texts_of
 from .files import PICTURE_ENDINGS, UNREADABLE, BadRow, unreadable
-from .hints import nearest_hint
 
 MAX_TEXT_BYTES = 1_000_000
 _FORM = 1  # of the rows that `datasets` keeps: to be raised when `read_archives` makes others of the same files
@@ -163,7 +163,7 @@ def _check_fields(shard: str, members: Sequence[_Member], fields: Sequence[Field
         if not _is_there(members, field):
             present = sorted({_parts(member.name)[-1].lower().split(".", 1)[-1] for member in members})
             name = ";".join(field.endings)
-            raise ValueError(f"{shard} has no column {name!r}; {nearest_hint(name, present)}")
+            raise missing_column(shard, name, present)
 
 
 def load_archives(

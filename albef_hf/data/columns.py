@@ -25,7 +25,12 @@ def check_columns(dataset: str, wanted: Iterable[str], present: Iterable[str]) -
     known = list(present)
     for column in wanted:
         if split_field(column, known) is None:
-            raise ValueError(f"{dataset} has no column {column!r}; {nearest_hint(column, known)}")
+            raise missing_column(dataset, column, known)
+
+
+def missing_column(dataset: str, column: str, present: Iterable[str]) -> ValueError:
+    """The error of a column that does not exist, with the nearest that does."""
+    return ValueError(f"{dataset} has no column {column!r}; {nearest_hint(column, present)}")
 
 
 def rename_columns(table: datasets.Dataset, columns: Mapping[str, str], dataset: str) -> datasets.Dataset:

@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,11 @@ def list_folder(folder: Path) -> Listing:
         found.left_out[".npy"] += len(arrays)
         found.left_out = +found.left_out
     return found
+
+
+def counted_by_ending(left_out: Mapping[str, int]) -> list[str]:
+    """Files that are left out in words: "3 files (.svg)", by their ending."""
+    return [f"{count:,} files ({ending})" for ending, count in sorted(left_out.items())]
 
 
 def _is_hidden(name: str) -> bool:
@@ -164,7 +169,7 @@ def load_folder(folder: Path, listing: Listing, split: str) -> tuple[datasets.Da
         notes.append(f"{len(unlisted):,} pictures that no metadata lists, such as {unlisted[0]}")
     if listing.tables:
         notes.append(f"{len(listing.tables):,} files of rows, such as {listing.tables[0].name}")
-    notes += [f"{count:,} files ({ending})" for ending, count in sorted(listing.left_out.items())]
+    notes += counted_by_ending(listing.left_out)
     left = f"; left out: {', '.join(notes)}" if notes else ""
     return table, f"{folder}: {len(table):,} rows of split {split!r}{left}"
 

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..image_conversion import to_rgb
+from ..image_conversion import DEEP, to_rgb
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # a JPEG file may turn out to be MPO
 MAX_PIXELS = 89_478_485  # from here on Pillow warns of a decompression bomb
 _NUMPY = b"\x93NUMPY"  # how .npy files begin
-_ONE_BAND = ("1", "L", "P", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+_ONE_BAND = ("1", "L", "P", *DEEP)
 
 
 class BadImage(ValueError):

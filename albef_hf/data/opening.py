@@ -31,7 +31,7 @@ from .files import (
     root_of,
     unreadable,
 )
-from .folders import EVERYTHING, choose_tables, list_folder, load_folder
+from .folders import EVERYTHING, choose_tables, counted_by_ending, list_folder, load_folder
 from .hints import nearest_hint
 
 BUILT_IN = {
@@ -150,7 +150,7 @@ def _is_configured(folder: Path) -> bool:
 
 
 def _nothing_in(folder: Path, left_out: Mapping[str, int]) -> str:
-    there = ", ".join(f"{count:,} files ({ending})" for ending, count in sorted(left_out.items())) or "no files"
+    there = ", ".join(counted_by_ending(left_out)) or "no files"
     return (
         f"{folder} holds neither pictures nor files of rows; there are {there}. Pictures end in "
         f"{', '.join(PICTURE_ENDINGS)}, files of rows in {', '.join(READERS)}"

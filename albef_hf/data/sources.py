@@ -12,9 +12,9 @@ from datasets.distributed import split_dataset_by_node
 from .columns import (
     captions_from_classes,
     check_captions,
-    check_columns,
     complete_pictures,
     fill_template,
+    missing_column,
     rename_columns,
 )
 from .fields import check_texts, field_of, split_field
@@ -58,11 +58,12 @@ class CorpusStream:
             raise unreadable(self.dataset, self.files, error) from error
 
     def _row(self, row: Mapping[str, Any], rank: int, number: int) -> dict[str, Any]:
-        check_columns(self.dataset, self.columns.values(), row)
         made: dict[str, Any] = {}
         for ours, name in self.columns.items():
-            column, keys = split_field(name, row)  # type: ignore[misc]
-            made[ours] = field_of(row[column], keys)
+            found = split_field(name, row)
+            if found is None:
+                raise missing_column(self.dataset, name, row)
+            made[ours] = field_of(row[found[0]], found[1])
         if self.caption_template is not None and "captions" in made:
             feature = (self.stream.features or {}).get(self.columns["captions"])
             made["captions"] = captions_from_classes([made["captions"]], feature, self.caption_template)[0]

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..data.files import PICTURE_ENDINGS
-from ..data.folders import HIDDEN, list_folder
+from ..data.folders import HIDDEN, counted_by_ending, list_folder
 from ..data.hashing import file_digest
 from ..data.hints import nearest_hint
 
@@ -88,7 +88,7 @@ def picture_dataset(images: str | Path | datasets.Dataset, column: str) -> datas
             raise ValueError(f"{folder} has no pictures ({', '.join(PICTURE_ENDINGS)})")
         others = {ending: count for ending, count in listing.left_out.items() if ending != HIDDEN}
         if others:
-            said = ", ".join(f"{count:,} files ({ending})" for ending, count in sorted(others.items()))
+            said = ", ".join(counted_by_ending(others))
             warnings.warn(f"{folder}: {len(found):,} pictures; not indexed: {said}", stacklevel=3)
         return files_dataset(folder, [str(path.relative_to(folder)) for path in found])
     if column not in images.column_names:

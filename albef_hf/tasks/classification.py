@@ -49,11 +49,6 @@ class ClassifyingTask(Task):
     numbers become their names, which the type of the column or `label_names` tells.
     """
 
-    @classmethod
-    def classes_of(cls, parts: Mapping[str, datasets.Dataset]) -> Sequence[str] | None:
-        """The classes to give to a new model, where the training data decides; None where the model has its own."""
-        return None
-
     @property
     def classes(self) -> Sequence[str]:
         """The names of the classes, in the order of the model."""
@@ -69,13 +64,13 @@ class ClassifyingTask(Task):
         if "label" not in rows.column_names:
             return rows
         feature, fixed = rows.features["label"], [name.lower() for name in getattr(cls.model_class, "classes", ())]
-        if are_numbers(feature) and label_names is None and fixed not in ([], ["false", "true"]):
+        if are_numbers(feature) and label_names is None and fixed:
+            if fixed == ["false", "true"]:
+                return rows
             raise ValueError(
                 f"{dataset}: its labels are numbers without names, which could stand for {', '.join(fixed)} in any "
                 "order; give the names in the order of the numbers, label_names: [...]"
             )
-        if are_numbers(feature) and label_names is None and fixed:
-            return rows
         try:
             names = class_names(rows["label"], feature, label_names)
         except ValueError as error:

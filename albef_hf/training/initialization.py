@@ -7,9 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from transformers import (
-    CONFIG_MAPPING,
-)
+from transformers import CONFIG_MAPPING
 
 from ..configuration_albef import AlbefConfig
 from ..modeling_albef_loading import AlbefPreTrainedModel

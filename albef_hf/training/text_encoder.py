@@ -48,13 +48,11 @@ class TextEncoder:
     """A text encoder to start from.
 
     Args:
-        fields: of `AlbefTextConfig`.
         body: weights of embeddings and layers, under BERT's names.
         head: weights of the vocabulary head, under the names in `cls`; empty where the encoder has none.
         report: what to tell the user about it.
     """
 
-    fields: dict[str, Any]
     body: dict[str, torch.Tensor]
     head: dict[str, torch.Tensor]
     report: str
@@ -133,7 +131,7 @@ def load_text_encoder(name: str) -> TextEncoder:
         )
     if head and config.hidden_act != "gelu" and config.model_type in ROBERTA_FAMILY:
         told += f" (which has gelu there, where ours has {config.hidden_act})"
-    return TextEncoder(text_encoder_fields(name), body, head, f"text from {name}, {told}")
+    return TextEncoder(body, head, f"text from {name}, {told}")
 
 
 def load_tokenizer(name: str) -> Any:
