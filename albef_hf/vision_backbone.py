@@ -92,7 +92,7 @@ class VisionBackbone(nn.Module):
         if self.masks:  # it would mask at random, in evaluation too
             config = copy.deepcopy(config)
             config.mask_ratio = 0.0
-        self.backbone: PreTrainedModel = AutoModel.from_config(config, **options)
+        self.backbone: PreTrainedModel = AutoModel.from_config(config, trust_remote_code=False, **options)
         self.interpolates = "interpolate_pos_encoding" in inspect.signature(self.backbone.forward).parameters
         self.width, self.prefix_tokens, self.channels_last = 0, 0, False
         self.gives_maps = self.takes_one_size = False

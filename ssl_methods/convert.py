@@ -293,7 +293,7 @@ def _wrapped(
     config: PreTrainedConfig, encoder: Mapping[str, torch.Tensor], report: KeyReport, where: str
 ) -> PreTrainedModel:
     """A timm model in transformers' wrapper."""
-    model = AutoModel.from_config(config)
+    model = AutoModel.from_config(config, trust_remote_code=False)
     _fill(model, {f"timm_model.{name}": tensor for name, tensor in encoder.items()}, report, where)
     return model
 

@@ -174,7 +174,7 @@ def faults(source: str) -> list[str]:
         wrong |= call == "torch.load" and options.get("weights_only") != "True"
         wrong |= options.get("allow_pickle", "False") != "False" or options.get("shell", "False") != "False"
         wrong |= options.get("trust_remote_code", "False") != "False"
-        if parts[-1] == "from_pretrained" and parts[0] in GUARDED:
+        if parts[-1] in ("from_pretrained", "from_config") and parts[0] in GUARDED:
             wrong |= "trust_remote_code" not in options and not {"NO_CODE", "WEIGHTS_ONLY"} & set(splat)
         if wrong:
             found.append(f"line {node.lineno}: {ast.unparse(node)[:100]}")
@@ -200,7 +200,7 @@ def test_the_code_calls_nothing_that_unpickles_or_evaluates():
     [
         "import dill", "from joblib import load", "pickle.load(f)", "pickle.loads(b)", "torch.load(p)",
         "torch.load(p, weights_only=False)", "np.load(p, allow_pickle=True)", "yaml.load(t)", "eval(t)",
-        "os.system(t)", "subprocess.run(t, shell=True)", "AutoModel.from_pretrained(n)",
+        "os.system(t)", "subprocess.run(t, shell=True)", "AutoModel.from_pretrained(n)", "AutoModel.from_config(c)",
         "AutoConfig.from_pretrained(n, **options)", "AutoModel.from_pretrained(n, trust_remote_code=True)",
         "class R(pickle.Unpickler): ...",
     ],
