@@ -2,7 +2,7 @@
 
 import json
 import re
-from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,10 +24,9 @@ from backbone_cases import (
     shown,
     without_gradient,
 )
-from helpers import tiny_config, tiny_model
+from backbone_worker import TOGETHER
+from helpers import run_two_ranks, tiny_config, tiny_model
 from safetensors.torch import load_file, save_file
-from torch import distributed, multiprocessing
-from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoConfig, AutoModel, TimmWrapperConfig, ViTConfig, ViTMAEConfig, ViTModel
 
 from albef_hf import AlbefModel
@@ -168,29 +167,10 @@ def test_frozen_weights_stay_frozen_in_a_loaded_model(tmp_path):
 # -- two processes ----------------------------------------------------------------------------------------------------
 
 
-def two_steps(rank: int, folder: str, names: list[str]) -> None:
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2, timeout=timedelta(seconds=30)
-    )
-    for name in names:
-        model = DistributedDataParallel(build(name))
-        for step in range(2):  # the second would wait for gradients that the first did not bring
-            model.zero_grad()
-            model(pictures(2, SIZE) + rank + step).pooled.square().sum().backward()
-        gradients = {k: p.grad for k, p in model.module.named_parameters() if p.requires_grad}
-        torch.save(gradients, f"{folder}/{name}-{rank}.pt")
-    distributed.destroy_process_group()
-
-
 def test_two_processes_do_not_wait_for_each_other(tmp_path):
-    names = ["convnext", "clip_vision_model", "vit_mae"]
-    context = multiprocessing.start_processes(
-        two_steps, (str(tmp_path), names), nprocs=2, start_method="fork", join=False
-    )
-    assert context.join(timeout=60), "the processes still wait"
-    for name in names:
-        own, other = (torch.load(tmp_path / f"{name}-{rank}.pt") for rank in range(2))
-        assert own.keys() == other.keys() and all(torch.equal(own[key], other[key]) for key in own)
+    own, other = run_two_ranks(Path(__file__).parent / "backbone_worker.py", tmp_path)
+    assert own.keys() == other.keys() and {name.split()[0] for name in own} == set(TOGETHER)
+    assert all(torch.equal(own[name], other[name]) for name in own)
 
 
 # -- folders to start from --------------------------------------------------------------------------------------------
