@@ -95,6 +95,7 @@ REFUSED = {
     "yolos": (VIT, "tokens are not 1 prefix tokens and a square grid"),
 }
 IN_OTHER_WORDS = {
+    "siglip2_vision_model": "it takes patches, with pixel_attention_mask and spatial_shapes",
     "swin2sr": "it enlarges pictures (super-resolution)",
     "yolos": "it is a detector, with tokens for boxes",
 }

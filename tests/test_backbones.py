@@ -18,6 +18,7 @@ from backbone_cases import (
     VIT,
     build,
     built,
+    fields_of,
     is_installed,
     pictures,
     refused_row,
@@ -31,7 +32,7 @@ from transformers import AutoConfig, AutoModel, TimmWrapperConfig, ViTConfig, Vi
 
 from albef_hf import AlbefModel
 from albef_hf.training.arguments import ModelArguments
-from albef_hf.training.initialization import build_albef, build_vision_backbone
+from albef_hf.training.initialization import _with_image_size, build_albef, build_vision_backbone
 from albef_hf.training.vision_weights import fit_positions
 from albef_hf.vision_backbone import VisionBackbone, resize_positions
 
@@ -240,7 +241,12 @@ def test_weights_that_a_folder_lacks_are_not_drawn_in_silence(tmp_path):
         started(tmp_path)
     options = {"vision_model": str(tmp_path), "image_size": SIZE, "text_config": TEXT, "allow_missing_weights": True}
     model, _ = build_albef(ModelArguments(queue_size=4, projection_dim=8, **options))
-    assert re.search(r"image encoder from .*: new, random: layers?.1", model.loading_report)
+    assert re.search(r"image encoder from .*: new, random: [^,;]*layers?.1[^,;]*;", model.loading_report)
+    without(tmp_path, "bias")
+    model, _ = build_albef(ModelArguments(queue_size=4, projection_dim=8, **options))
+    listed = model.loading_report.split("new, random: ")[1].split(";")[0]
+    missing = 1 + sum(name.endswith("bias") for name in model.albef.vision_model.backbone.state_dict())
+    assert listed.count(", ") == 4 and listed.endswith(f" and {missing - 5} more")
 
 
 def test_half_precision_is_a_way_to_store(tmp_path):
@@ -332,3 +338,26 @@ def test_only_position_tables_are_resized():
     ):
         table = torch.zeros(shape)
         assert fit_positions(name, table, square) is table
+
+
+@pytest.mark.parametrize("name", ["vit_base_patch16_clip_224", "pvt", "internvl_vision"])
+def test_a_model_is_resized_with_its_copies(name):
+    fields = {**fields_of(name), "image_size": [SIZE, SIZE] if name == "internvl_vision" else SIZE}
+    if name in TIMM:
+        fields["model_args"]["img_size"] = SIZE
+    model = tiny_model(vision_config=fields, vision_pooling="mean").eval()
+    assert _with_image_size(model, SIZE) is model
+    resized = _with_image_size(model, LARGER).eval()
+    assert "position tables resized to pictures of 96 pixels" in resized.loading_report
+    assert torch.isfinite(resized.albef.vision_model(pictures(1, LARGER)).pooled).all()
+    state, old = resized.state_dict(), model.state_dict()
+    tables = [name for name in state if state[name].shape != old[name].shape]
+    assert len(tables) >= 2 and all(torch.isfinite(state[name]).all() for name in tables)
+    assert all(torch.equal(state[name], old[name]) for name in state if name not in tables)
+
+
+def test_a_model_that_cannot_be_resized_says_so():
+    fields = {**fields_of("sam_vision_model"), "image_size": SIZE}
+    model = tiny_model(vision_config=fields, vision_pooling="mean")
+    with pytest.raises(ValueError, match="of a 'sam_vision_model' backbone cannot be resized to image_size 96: it is"):
+        _with_image_size(model, LARGER)
