@@ -51,6 +51,8 @@ def _check_arguments(config: PreTrainedConfig, model_class: Any) -> None:
         why = "it does not read pictures alone"
     elif getattr(config, "num_frames", None) is not None:
         why = "it reads videos"
+    elif config.model_type == "timm_backbone":
+        why = "its folders cannot be loaded: use timm_wrapper"
     elif needed:
         why = f"it takes no plain pictures, but needs {', '.join(needed)} beside them"
     if why:

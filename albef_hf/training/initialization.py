@@ -134,7 +134,7 @@ def build_albef(arguments: ModelArguments) -> tuple[AlbefForPreTraining, AlbefPr
     return model, processor
 
 
-def _with_image_size(model: Model, size: int) -> Model:
+def with_image_size(model: Model, size: int) -> Model:
     """The same model for pictures of another size. Position tables are interpolated, in momentum copies too."""
     config = copy.deepcopy(model.config)
     vision: Any = config.vision_config
@@ -217,7 +217,7 @@ def _load_task_model(
             "set allow_missing_weights to start them at random"
         )
     processor.image_processor.size = {"height": arguments.image_size, "width": arguments.image_size}
-    return _with_image_size(model, arguments.image_size), processor
+    return with_image_size(model, arguments.image_size), processor
 
 
 def load_trained_model(model_class: type[Model], path: str) -> tuple[Model, AlbefProcessor]:
@@ -244,4 +244,5 @@ __all__ = [
     "load_tokenizer",
     "load_trained_model",
     "vision_fields",
+    "with_image_size",
 ]
