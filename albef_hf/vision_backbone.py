@@ -1,6 +1,7 @@
 """An adapter that gives any vision model that `AutoModel` loads the same outputs: tokens and a pooled vector."""
 
 import copy
+import importlib
 import inspect
 import math
 from dataclasses import dataclass
@@ -59,6 +60,20 @@ def _check_arguments(config: PreTrainedConfig, model_class: Any) -> None:
         raise ValueError(f"a {config.model_type!r} model cannot serve as image encoder: {why}")
 
 
+def _start_as_in_timm(wrapper: Any) -> None:
+    """Give a new model the weights that timm starts it with.
+
+    The wrapper of transformers draws them anew, from other distributions: convolutions from N(0, 0.02), whatever their
+    size, and norms at the end of residual branches become 1 where timm's are 0.
+    """
+    if any(parameter.is_meta for parameter in wrapper.parameters()):
+        return  # weights of a folder follow
+    options = wrapper.config.model_args or {}
+    timm = importlib.import_module("timm")  # only who uses its models needs it
+    start = timm.create_model(wrapper.config.architecture, pretrained=False, num_classes=0, **options)
+    wrapper.timm_model.load_state_dict(start.state_dict())
+
+
 class VisionBackbone(nn.Module):
     """Adapter from a transformers vision model to tokens and one pooled vector for each image.
 
@@ -95,6 +110,8 @@ class VisionBackbone(nn.Module):
             config = copy.deepcopy(config)
             config.mask_ratio = 0.0
         self.backbone: PreTrainedModel = AutoModel.from_config(config, trust_remote_code=False, **options)
+        if config.model_type == "timm_wrapper":
+            _start_as_in_timm(self.backbone)
         self.interpolates = "interpolate_pos_encoding" in inspect.signature(self.backbone.forward).parameters
         self.width, self.prefix_tokens, self.channels_last = 0, 0, False
         self.gives_maps = self.takes_one_size = False

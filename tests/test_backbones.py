@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import transformers
 from backbone_cases import (
@@ -299,6 +300,29 @@ def test_the_size_of_pictures_reaches_timm(architecture, given, expected):
     fields = {"model_type": "timm_wrapper", "architecture": architecture, "model_args": given}
     found, _ = vision_fields(ModelArguments(vision_config=fields, image_size=96))
     assert found["model_args"] == expected and fields["model_args"] == given
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "convnext_atto", "vit_tiny_patch16_224"])
+def test_timms_models_start_with_timms_weights(name):
+    """Published recipes count on them; the wrapper of transformers draws others."""
+    config = TimmWrapperConfig(architecture=name)
+    torch.manual_seed(3)
+    AutoModel.from_config(config)  # what the backbone drew before
+    expected = timm.create_model(name, num_classes=0).state_dict()
+    torch.manual_seed(3)
+    found = VisionBackbone(config, "mean").backbone.timm_model.state_dict()
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+
+
+@pytest.mark.parametrize(("options", "expected"), [({}, 0), ({"zero_init_last": False}, 1)])
+def test_residual_norms_start_as_the_configuration_says(options, expected):
+    config = TimmWrapperConfig(architecture="resnet10t", model_args=options)
+    state = VisionBackbone(config, "mean").backbone.timm_model.state_dict()
+    assert all((state[f"layer{stage}.0.bn2.weight"] == expected).all() for stage in (1, 2, 3, 4))
+    model = tiny_model(vision_config=config.to_dict(), vision_pooling="mean")
+    for towers in (model.albef, model.momentum_copy):
+        norm = towers.vision_model.backbone.timm_model.layer1[0].bn2.weight
+        assert (norm == expected).all()
 
 
 def test_at_its_own_size_timm_needs_no_argument():
