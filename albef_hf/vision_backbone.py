@@ -228,8 +228,9 @@ class VisionBackbone(nn.Module):
 
     def _prefix_tokens(self) -> int:
         """The number of class, distillation and register tokens before the patches."""
-        if self.backbone.config.model_type == "timm_wrapper":
-            return int(getattr(self.backbone.timm_model, "num_prefix_tokens", 0))
+        known = getattr(getattr(self.backbone, "timm_model", None), "num_prefix_tokens", None)
+        if known is not None:  # some models of earlier versions of timm do not say
+            return int(known)
         if self.backbone.config.model_type == "dinov3_convnext":
             return 1  # the mean of the map
         return sum(

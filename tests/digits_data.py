@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from torch import nn
 
 from albef_hf.data.builtin.small_images import load_digits
@@ -68,14 +69,17 @@ class DigitBatches:
             step += 1
 
     def to_device(self, batch, device):
-        return batch
+        return send_to_device(batch, device)
 
 
 @torch.no_grad()
 def nearest_neighbors(backbone, parts):
     """Accuracy (k 20, temperature 0.07) of the online encoder, in percent."""
-    training = backbone.training
+    training, device = backbone.training, next(backbone.parameters()).device
     backbone.eval()
-    features = [torch.cat([backbone((p - MEAN) / STD).pooled for p in pixels.split(512)]) for pixels, _ in parts]
+    features = []
+    for pixels, _ in parts:
+        normalized = ((pixels - MEAN) / STD).to(device)
+        features.append(torch.cat([backbone(some).pooled.cpu() for some in normalized.split(512)]))
     backbone.train(training)
     return 100 * knn_accuracy(features[0], parts[0][1], features[1], parts[1][1], (20,), 0.07)[20]

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.utils import send_to_device
 from helpers import tiny_config
 from torch import nn
 from transformers import ResNetConfig
@@ -153,7 +154,7 @@ class OneBatch:
             yield {**self.batch, "rejected": []}
 
 
-def followed(method: nn.Module, batch: dict, folder: Path, to_device=lambda batch, device: batch) -> dict[str, int]:
+def followed(method: nn.Module, batch: dict, folder: Path, to_device=send_to_device) -> dict[str, int]:
     """Lines of the functions of ours that one step of training calls, by file; those that read data left out."""
     used: dict[str, set[int]] = {}
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from accelerate.utils import send_to_device
 from helpers import to_double
 from model_cases import CASES, TAUGHT, TRAINED, copies_equal_online, double, new, padded
 from transformers import dynamic_module_utils
@@ -394,7 +395,7 @@ class Batches:
             start += 1
 
     def to_device(self, batch: dict, device: torch.device) -> dict:
-        return batch
+        return send_to_device(batch, device)
 
 
 @every_trained_class

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate.utils import send_to_device
 from backbone_cases import PAGE as ENCODERS
 from helpers import tiny_batch, tiny_model
 from model_cases import TASKS, new, task_batch
@@ -53,7 +54,7 @@ class OneBatch:
             yield {**self.batch, "rejected": []}
 
     def to_device(self, batch: dict, device: torch.device) -> dict:
-        return batch
+        return send_to_device(batch, device)
 
 
 @pytest.fixture(scope="module")

@@ -274,7 +274,7 @@ def test_the_guard_leaves_constants_alone_that_are_not_finite(tmp_path):
     method.register_buffer("mask", torch.full((2, 2), -torch.inf))
     method.register_buffer("view", torch.ones(1).expand(3))
     optimizer = build_optimizer(method, TrainingArguments())
-    guard = StepGuard(method, optimizer, Accelerator(), 0.0)
+    guard = StepGuard(method, optimizer, Accelerator(cpu=True), 0.0)
     guard.begin()
     guard.add({"loss": torch.tensor(1.0)})
     guard.judge(torch.tensor(1.0))
@@ -299,7 +299,7 @@ def test_a_run_that_was_stopped_writes_the_log_of_one_that_was_not(tmp_path):
 def test_albef_goes_through_a_bad_pixel_unharmed():
     model = tiny_model()
     optimizer = build_optimizer(model, TrainingArguments())
-    guard = StepGuard(model, optimizer, Accelerator(), 0.0)
+    guard = StepGuard(model, optimizer, Accelerator(cpu=True), 0.0)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     batch = tiny_batch()
     batch["pixel_values"][0, 0, 0, 0] = float("nan")
@@ -317,7 +317,7 @@ def test_albef_goes_through_a_bad_pixel_unharmed():
 def test_no_bound_is_above_the_absurd_one():
     """After 128 large but allowed steps, a larger one than 1e8 is still skipped."""
     method = Full()
-    guard = StepGuard(method, build_optimizer(method, TrainingArguments()), Accelerator(), 10.0)
+    guard = StepGuard(method, build_optimizer(method, TrainingArguments()), Accelerator(cpu=True), 10.0)
     guard.load_state({"recent": [[6e7 + step, 1.0] for step in range(128)], "steps": 128.0, "in_row": 0.0})
     for loss, kept in ((9e7, True), (1.1e8, False)):
         guard.begin()

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from accelerate.utils import send_to_device
 from data_helpers import table_of
 from helpers import tiny_batch, tiny_model
 from safetensors.torch import load_file
@@ -383,7 +384,7 @@ class Endless:
         return ({"pixel_values": torch.ones(2, 3, 4, 4), "rejected": []} for _ in itertools.count(start))
 
     def to_device(self, batch, device):
-        return batch
+        return send_to_device(batch, device)
 
 
 def trained(tmp_path, bad, **changes):

@@ -50,7 +50,7 @@ def weights_after(folder, parts: int, data=None, **changes) -> tuple[torch.Tenso
     options |= {"warmup_steps": 0, "schedule": "steps", "log_every": 1, "save_every": 100, "max_gradient_norm": 0.0}
     arguments = TrainingArguments(output_dir=str(folder), report_to="none", **{**options, **changes})
     method = train(Linear(), data or Parts(parts), arguments, build_accelerator(arguments))
-    return method.weight.detach(), [row for row in read_lines(folder / "log.jsonl") if row["kind"] == "train"]
+    return method.weight.detach().cpu(), [row for row in read_lines(folder / "log.jsonl") if row["kind"] == "train"]
 
 
 @pytest.mark.parametrize("parts", [2, 3, 4])

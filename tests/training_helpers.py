@@ -3,6 +3,7 @@
 import dataclasses
 
 import torch
+from accelerate.utils import send_to_device
 from torch import nn
 from transformers.utils import ModelOutput
 
@@ -74,7 +75,7 @@ class Rows:
             yield {"pixel_values": pixels, "rejected": []}
 
     def to_device(self, batch, device):
-        return batch
+        return send_to_device(batch, device)
 
 
 def trained(folder, factors, data=None, **changes):

@@ -20,6 +20,7 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from .. import __version__
 from ..data.fingerprint import data_fingerprint
 from ..data.lines import write_text
 from .arguments import resolved
@@ -31,7 +32,7 @@ try:
 except ImportError:  # not on Windows, where nothing keeps two runs out of one folder
     fcntl = None  # type: ignore[assignment]
 
-PACKAGES = ("albef-hf", "torch", "transformers", "datasets", "accelerate", "timm")
+PACKAGES = ("torch", "transformers", "datasets", "accelerate", "timm")
 # What a run writes into its folder and another would write over.
 OURS = ("run.json", "config.yaml", "versions.json", "log.jsonl", "checkpoints", "model", "evaluations", "predictions")
 REPORTS = ("results.json", "report.html", "curves.png", "views.png", "neighbours.png", "map.png")
@@ -209,7 +210,8 @@ def identify(begun: Claim, groups: tuple[Any, ...], data: Any, accelerator: Acce
     def work() -> tuple[dict[str, Any], dict[str, Any], list[str]]:
         folder, before = begun.folder, begun.progress.get("run", {})
         settings = {**yaml.safe_load(resolved(*groups)), "ranks": accelerator.num_processes}
-        versions = {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in PACKAGES}
+        versions = {"python": platform.python_version(), "albef-hf": __version__}
+        versions |= {package: importlib.metadata.version(package) for package in PACKAGES}
         now = {"config": settings, "data": data_fingerprint(data), "versions": versions}
         changes = compare_settings(before, now, bool(settings.get("streaming"))) if before else {}
         record = _read_record(folder / "run.json") if begun.checkpoint is not None else {}
