@@ -143,7 +143,8 @@ class VisionBackbone(nn.Module):
             total = parts.tokens.sum() + parts.pooled.sum()  # type: ignore[union-attr]
             used = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
         except (ValueError, TypeError, RuntimeError, AttributeError, AssertionError) as error:
-            why = "it looks at the numbers to decide what to compute" if "meta tensors" in str(error) else error
+            looks = any(phrase in str(error) for phrase in ("meta tensors", "register_meta"))
+            why = "it looks at the numbers to decide what to compute" if looks else error
             size = f"{self.size[0]} x {self.size[1]}"
             raise ValueError(
                 f"{self._name()} cannot serve as image encoder for pictures of {size} pixels: {why}"

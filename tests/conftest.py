@@ -14,6 +14,13 @@ import torch
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def not_deterministic_by_accident():
+    """`deterministic` of a run holds for its process."""
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 @pytest.fixture
 def no_pauses(monkeypatch):
     """Without the five seconds that `datasets` waits after each Parquet stream for its threads (arrow 45214)."""

@@ -104,9 +104,13 @@ def answers(questions: int = 4, length: int = 5, seed: int = 0, vocabulary: int 
     }
 
 
+# Two ranks need two GPUs, or none.
+ON_CPU = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+
+
 def run_two_ranks(worker: Path, folder: Path) -> list[dict[str, torch.Tensor]]:
     """Run a worker script (folder, rank, ranks) in two processes; return what they save as rank0 and rank1."""
-    environment = {**os.environ, "PYTHONPATH": str(worker.parent.parent), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(worker.parent.parent), **ON_CPU}
     workers = [
         subprocess.Popen(
             [sys.executable, str(worker), str(folder), str(rank), "2"],

@@ -10,6 +10,7 @@ import threading
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from helpers import tiny_batch, tiny_model
 from torch import nn
 from training_helpers import Full, Rows, Small, saved, trained
@@ -270,14 +271,16 @@ def test_after_many_skipped_steps_the_run_goes_back_and_on_with_other_samples(tm
 
 
 def test_the_guard_leaves_constants_alone_that_are_not_finite(tmp_path):
-    method = Full()
-    method.register_buffer("mask", torch.full((2, 2), -torch.inf))
-    method.register_buffer("view", torch.ones(1).expand(3))
+    accelerator = Accelerator()
+    method = Full().to(accelerator.device)
+    method.register_buffer("mask", torch.full((2, 2), -torch.inf, device=accelerator.device))
+    method.register_buffer("view", torch.ones(1, device=accelerator.device).expand(3))
     optimizer = build_optimizer(method, TrainingArguments())
-    guard = StepGuard(method, optimizer, Accelerator(cpu=True), 0.0)
+    guard = StepGuard(method, optimizer, accelerator, 0.0)
     guard.begin()
-    guard.add({"loss": torch.tensor(1.0)})
-    guard.judge(torch.tensor(1.0))
+    one = torch.ones((), device=accelerator.device)
+    guard.add({"loss": one})
+    guard.judge(one)
     assert bool(guard.kept) and torch.isinf(method.mask).all()
 
 
@@ -297,11 +300,12 @@ def test_a_run_that_was_stopped_writes_the_log_of_one_that_was_not(tmp_path):
 
 
 def test_albef_goes_through_a_bad_pixel_unharmed():
-    model = tiny_model()
+    accelerator = Accelerator()
+    model = tiny_model().to(accelerator.device)
     optimizer = build_optimizer(model, TrainingArguments())
-    guard = StepGuard(model, optimizer, Accelerator(cpu=True), 0.0)
+    guard = StepGuard(model, optimizer, accelerator, 0.0)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    batch = tiny_batch()
+    batch = send_to_device(tiny_batch(), accelerator.device)
     batch["pixel_values"][0, 0, 0, 0] = float("nan")
     guard.begin()
     output = model(**batch)
@@ -316,13 +320,14 @@ def test_albef_goes_through_a_bad_pixel_unharmed():
 
 def test_no_bound_is_above_the_absurd_one():
     """After 128 large but allowed steps, a larger one than 1e8 is still skipped."""
-    method = Full()
-    guard = StepGuard(method, build_optimizer(method, TrainingArguments()), Accelerator(cpu=True), 10.0)
+    accelerator = Accelerator()
+    method = Full().to(accelerator.device)
+    guard = StepGuard(method, build_optimizer(method, TrainingArguments()), accelerator, 10.0)
     guard.load_state({"recent": [[6e7 + step, 1.0] for step in range(128)], "steps": 128.0, "in_row": 0.0})
     for loss, kept in ((9e7, True), (1.1e8, False)):
         guard.begin()
-        guard.add({"loss": torch.tensor(loss)})
-        guard.judge(torch.tensor(1.0))
+        guard.add({"loss": torch.tensor(loss, device=accelerator.device)})
+        guard.judge(torch.ones((), device=accelerator.device))
         assert bool(guard.kept) is kept, loss
 
 

@@ -22,6 +22,7 @@ ROOT = Path(__file__).parent.parent
 TINY = {
     "vision_config": "{model_type: resnet, embedding_size: 8, hidden_sizes: [8], depths: [1], layer_type: basic}",
     "threads": 1,
+    "deterministic": True,
     "dataset_options": "{placements: 1}",
     "save_every": 2,
     "log_every": 1,

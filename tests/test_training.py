@@ -16,7 +16,7 @@ import torch
 import yaml
 from accelerate.utils import send_to_device
 from data_helpers import table_of
-from helpers import tiny_batch, tiny_model
+from helpers import ON_CPU, tiny_batch, tiny_model
 from safetensors.torch import load_file
 from transformers.utils import ModelOutput
 
@@ -192,6 +192,7 @@ TINY = {
         "fusion_layer": 1,
         "max_position_embeddings": 32,
     },
+    "deterministic": True,
     "projection_dim": 16,
     "queue_size": 50,
     "batch_size": 8,
@@ -338,7 +339,7 @@ def launched(folder: Path, processes: int, batch_size: int) -> list[dict]:
     # On CPUs `accelerate launch` starts several processes with MPI only. This is what it does on GPUs.
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command += [str(ROOT / "scripts" / "pretrain.py"), str(config)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **ON_CPU}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stdout + result.stderr
     assert list((folder / "run").rglob("events.out.tfevents*")), "TensorBoard wrote nothing"

@@ -48,7 +48,7 @@ class Full(Trainable):
         return Output(loss=(keys**2).mean() * self.factors[len(self.seen) - 1], keys=keys.detach())
 
     def enqueue(self, output: "Output") -> None:
-        self.queue.enqueue(output.keys, torch.ones(len(output.keys), 1, dtype=torch.int64))
+        self.queue.enqueue(output.keys, torch.ones(len(output.keys), 1, dtype=torch.int64, device=output.keys.device))
 
     def update_momentum(self, step: int = 0, total_steps: int = 1) -> None:
         self.copy.update({"online": self.online}, 0.9)

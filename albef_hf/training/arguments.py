@@ -138,6 +138,10 @@ class TrainingArguments:
         default=0.0, metadata={"help": "larger gradients are scaled down to this norm; 0: no clipping, as published"}
     )
     mixed_precision: str = field(default="no", metadata={"help": "no (float32), bf16 or fp16"})
+    deterministic: bool = field(
+        default=False,
+        metadata={"help": "on a GPU: only kernels that give the same bits every time, which are slower"},
+    )
     threads: int = field(
         default=0, metadata={"help": "CPU threads of a process; 0: as `accelerate launch` sets them, which is 1"}
     )

@@ -9,6 +9,7 @@ is skipped changes nothing: see `StepGuard`. Signals: see `stopping.py`.
 
 import contextlib
 import math
+import os
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
@@ -31,6 +32,8 @@ ABSURD = 1e8  # no loss and no gradient norm of these methods comes near
 def build_accelerator(arguments: TrainingArguments) -> Accelerator:
     """Make an Accelerator that does not broadcast buffers: queues are equal on all ranks already.
 
+    `deterministic` holds for the whole process.
+
     Raises:
         ValueError: the tracker is unknown or not installed.
     """
@@ -41,6 +44,9 @@ def build_accelerator(arguments: TrainingArguments) -> Accelerator:
                 f"report_to {arguments.report_to!r}: no such tracker is installed (there are: "
                 f'{", ".join(installed) or "none"}); pip install "albef-hf[train]" for tensorboard, or set it to none'
             )
+    if arguments.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+        torch.use_deterministic_algorithms(True)
     return Accelerator(
         mixed_precision=arguments.mixed_precision,
         log_with=None if arguments.report_to == "none" else arguments.report_to,
