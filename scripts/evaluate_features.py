@@ -49,7 +49,7 @@ def main() -> None:
     from albef_hf.evaluation.probes import KNN_PROTOCOLS, knn_accuracy, linear_probe, logistic_regression
     from albef_hf.training.initialization import build_vision_backbone
     from ssl_methods.augment import view_recipes
-    from ssl_methods.pictures import load_pictures
+    from ssl_methods.pictures import load_pictures, saved_statistics
     from ssl_methods.supervised import train_supervised
 
     if options.knn_protocol not in KNN_PROTOCOLS:
@@ -67,8 +67,9 @@ def main() -> None:
     train, test = loaded
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
-    def encoded(backbone: Any) -> list[torch.Tensor]:
-        return [part.features(backbone.to(device), device) for part in loaded]
+    def encoded(backbone: Any, statistics: Any = None) -> list[torch.Tensor]:
+        parts = loaded if statistics is None else [part.normalized(*statistics) for part in loaded]
+        return [part.features(backbone.to(device), device) for part in parts]
 
     features: dict[str, Any] = {}
     if options.baselines:
@@ -76,7 +77,12 @@ def main() -> None:
         features["random initialisation"] = encoded(untrained)
     if options.model:
         model_arguments.vision_model, model_arguments.vision_config = options.model, {}
-        features[options.name or options.model] = encoded(build_vision_backbone(model_arguments).eval())
+        statistics = saved_statistics(options.model)
+        if statistics and data_arguments.image_mean is None and data_arguments.image_std is None:
+            print(f"pictures are normalized as {options.model} says: mean {statistics[0]}, deviation {statistics[1]}")
+        else:
+            statistics = None
+        features[options.name or options.model] = encoded(build_vision_backbone(model_arguments).eval(), statistics)
     if options.supervised_epochs:
         recipe = view_recipes(data_arguments.augmentation, **data_arguments.augmentation_options)[0]
         settings = {"epochs": options.supervised_epochs, "batch_size": arguments.batch_size, "seed": arguments.seed}

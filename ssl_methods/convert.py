@@ -19,7 +19,6 @@ from transformers import (
     PreTrainedModel,
     TimmWrapperConfig,
     ViTConfig,
-    ViTImageProcessor,
     ViTModel,
 )
 from transformers.core_model_loading import revert_weight_conversion
@@ -30,6 +29,7 @@ from albef_hf.convert.state import KeyReport, convert_image_encoder
 from albef_hf.vision_backbone import resize_positions
 
 from .haiku_pickle import read_haiku_pickle
+from .pictures import image_processor
 
 _RESNETS: dict[tuple[str, tuple[int, ...]], str] = {
     ("basic", (2, 2, 2, 2)): "resnet18",
@@ -324,9 +324,7 @@ def save_image_folder(model: PreTrainedModel, folder: str | Path) -> None:
     size = getattr(model.config, "image_size", None) or (getattr(model.config, "model_args", None) or {}).get(
         "img_size", 224
     )
-    processor = ViTImageProcessor(
-        size={"height": size, "width": size}, image_mean=IMAGENET_DEFAULT_MEAN, image_std=IMAGENET_DEFAULT_STD
-    )
+    processor = image_processor(size, size * 8 // 7, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)  # of 224, 256
     processor.save_pretrained(folder)
 
 

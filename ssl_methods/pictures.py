@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import nn
+from transformers import AutoImageProcessor, BitImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from albef_hf.data.arguments import DataArguments
@@ -43,6 +44,42 @@ def pixel_statistics(
     return means, deviations
 
 
+def center_crop(image: Any, size: int, resize: int) -> Any:
+    """Scale a picture so that its shorter side has `resize` pixels, and cut `size` x `size` from its middle.
+
+    With 256 and 224 it is how encoders are measured on ImageNet (for example He et al. 2020, section 4.1); bicubic.
+    """
+    width, height = image.size
+    shorter = min(width, height)
+    width, height = (resize * side // shorter for side in (width, height))
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    scaled = image.resize((width, height), Image.Resampling.BICUBIC)
+    return scaled.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + size, top + size))
+
+
+def image_processor(size: int, resize: int, mean: Sequence[float], std: Sequence[float]) -> BitImageProcessor:
+    """What makes pixels of pictures for those who load a model, as probes do here: see `center_crop`."""
+    return BitImageProcessor(
+        size={"shortest_edge": resize},
+        crop_size={"height": size, "width": size},
+        image_mean=list(mean),
+        image_std=list(std),
+        do_convert_rgb=len(mean) == 3,
+    )
+
+
+def saved_statistics(name: str) -> tuple[list[float], list[float]] | None:
+    """Mean and deviation of each channel that the image processor of a model folder has; None where there is none."""
+    try:
+        processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError):  # a folder without one
+        return None
+    mean, std = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
+    if mean is None or std is None or not getattr(processor, "do_normalize", True):
+        return None
+    return list(mean), list(std)
+
+
 class Pictures:
     """A labeled data set for probes: undecoded pictures, and how they become pixels.
 
@@ -50,6 +87,7 @@ class Pictures:
         corpus: has the columns `image` and `label`.
         statistics: mean and deviation of each channel.
         classes: names of classes, by which labels are numbered; those of the corpus where left out.
+        resize: pixels of the shorter side before the middle is cut out; `size` where left out.
 
     Attributes:
         labels: (pictures,) numbers of `names`. Classes of other data sets that `names` lacks come after them.
@@ -62,8 +100,13 @@ class Pictures:
         channels: int,
         statistics: Any = None,
         classes: Sequence[str] | None = None,
+        resize: int | None = None,
     ) -> None:
-        self.corpus, self.size, self.channels = corpus, size, channels
+        self.corpus, self.size, self.channels, self.resize = corpus, size, channels, resize or size
+        if self.resize < size:
+            raise ValueError(
+                f"evaluation_resize {resize} is below image_size {size}: nothing of that size can be cut out"
+            )
         chosen: tuple[Sequence[float], Sequence[float]] = statistics or pixel_statistics(channels)
         self.mean, self.std = chosen
         own = class_names(corpus["label"], corpus.features["label"])
@@ -81,13 +124,19 @@ class Pictures:
         return self.corpus[rows]["image"]
 
     def to_pixels(self, picture: Any) -> torch.Tensor:
-        """Squashed to a square without augmentation; drawings and crops of small sets have nothing to cut off."""
-        image = read_picture(picture, self.channels).resize((self.size, self.size), Image.Resampling.BICUBIC)
+        """A picture without augmentation: see `center_crop`."""
+        image = center_crop(read_picture(picture, self.channels), self.size, self.resize)
         return normalize_pixels(to_unit_range(image), self.mean, self.std)
 
     def select(self, rows: Sequence[int]) -> "Pictures":
         """Some of the pictures, none of them read yet."""
-        return Pictures(self.corpus.select(rows), self.size, self.channels, (self.mean, self.std), self.names)
+        statistics = self.mean, self.std
+        return Pictures(self.corpus.select(rows), self.size, self.channels, statistics, self.names, self.resize)
+
+    def normalized(self, mean: Sequence[float], std: Sequence[float]) -> "Pictures":
+        """The same pictures with another mean and deviation of each channel."""
+        statistics = pixel_statistics(self.channels, mean, std)
+        return Pictures(self.corpus, self.size, self.channels, statistics, self.names, self.resize)
 
     def encode(self, encode: Any, device: torch.device | str = "cpu") -> torch.Tensor:
         """What a function makes of pixels (batch, channels, h, w): all pictures, on all ranks; each does its share."""
@@ -128,8 +177,8 @@ def load_pictures(arguments: DataArguments, size: int, channels: int) -> tuple[P
             f"{arguments.label_column}: one part has class names and the other numbers, so that classes cannot be "
             "matched; give both the same"
         )
-    first = Pictures(train, size, channels, statistics)
-    second = Pictures(test, size, channels, statistics, first.names)
+    first = Pictures(train, size, channels, statistics, resize=arguments.evaluation_resize)
+    second = Pictures(test, size, channels, statistics, first.names, arguments.evaluation_resize)
     seen = set(first.labels.tolist())
     unseen = [second.names[number] for number in second.labels.unique().tolist() if number not in seen]
     if unseen:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import nn
-from transformers import ViTImageProcessor
 
 from albef_hf.data.arguments import DataArguments
 from albef_hf.data.sources import check_keys
@@ -27,7 +26,7 @@ from . import METHODS
 from .data import build_two_view_data
 from .figures import draw_map, draw_neighbors, draw_views
 from .method import ImageMethod
-from .pictures import load_pictures, pixel_statistics
+from .pictures import image_processor, load_pictures, pixel_statistics
 
 # Arguments of ALBEF that an image-only method has too, under `method_options`.
 _INSIDE_OPTIONS = ("projection_dim", "queue_size", "momentum", "temperature")
@@ -64,6 +63,7 @@ class ImageRun(Run):
         self.arguments, self.data_arguments, self.accelerator = arguments, data_arguments, accelerator
         self.method = build_method(model_arguments)
         self.size = model_arguments.image_size
+        self.resize = data_arguments.evaluation_resize or self.size
         self.channels = getattr(self.method.backbone.backbone.config, "num_channels", 3)
         self.mean, self.std = pixel_statistics(self.channels, data_arguments.image_mean, data_arguments.image_std)
         self.data = build_two_view_data(
@@ -104,7 +104,7 @@ class ImageRun(Run):
         assert isinstance(method, ImageMethod)
         main = self.accelerator.is_main_process
         if main:
-            save_backbone(method, folder / "model", self.size, self.mean, self.std)
+            save_backbone(method, folder / "model", self.size, self.resize, self.mean, self.std)
         features = None
         if self.pictures is not None:
             with attempt("the last evaluation", folder, step):
@@ -169,9 +169,10 @@ class ImageRun(Run):
         return metrics
 
 
-def save_backbone(method: ImageMethod, folder: Path, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
+def save_backbone(
+    method: ImageMethod, folder: Path, size: int, resize: int, mean: Sequence[float], std: Sequence[float]
+) -> None:
     """The online encoder as a folder that `AutoModel`, `pipeline("image-feature-extraction")` and ALBEF's
     `vision_model` read, this package installed or not."""
     method.backbone.backbone.save_pretrained(folder)
-    processor = ViTImageProcessor(size={"height": size, "width": size}, image_mean=list(mean), image_std=list(std))
-    processor.save_pretrained(folder)
+    image_processor(size, resize, mean, std).save_pretrained(folder)

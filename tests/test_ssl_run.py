@@ -101,7 +101,7 @@ def test_the_backbone_is_an_ordinary_folder(finished):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder)
     assert done.returncode == 0 and int(done.stdout.split()[-1]) > 0, done.stderr[-2000:]
-    assert AutoImageProcessor.from_pretrained(folder).size["height"] == 32
+    assert AutoImageProcessor.from_pretrained(folder).crop_size["height"] == 32
     trained = AutoModel.from_pretrained(folder).state_dict()
     state = load_file(finished[0] / "checkpoints" / "step-00000006" / "model.safetensors")
     for name, tensor in trained.items():

@@ -60,12 +60,23 @@ def test_every_config_is_understood(config):
         ("batch_size: many", [], "batch_size must be int, not 'many'"),
         ("", ["--queue_size", "1.5"], "queue_size must be int, not 1.5"),
         ("", ["stray"], "unexpected argument 'stray'"),
+        ("image_mean: 0.5", [], "image_mean must be list, not 0.5"),
+        ("image_std: [a, 1]", [], "image_std must be a list of float, not with 'a' in it"),
+        ("milestones: [true]", [], "milestones must be a list of float, not with True in it"),
+        ("", ["--evaluation_resize", "big"], "evaluation_resize must be int, not 'big'"),
     ],
 )
 def test_wrong_arguments_are_named(tmp_path, text, flags, message):
     (tmp_path / "run.yaml").write_text(text)
     with pytest.raises(ValueError, match=message):
         parse_arguments([str(tmp_path / "run.yaml"), *flags])
+
+
+def test_what_may_be_left_out_has_its_own_type(tmp_path):
+    (tmp_path / "run.yaml").write_text("image_mean: [0.5, 1, 0.25]\nevaluation_resize: 256\nlabel_column: null\n")
+    for flags, resize in (([], 256), (["--evaluation_resize", "null"], None), (["--evaluation_resize", "64"], 64)):
+        data = parse_arguments([str(tmp_path / "run.yaml"), *flags])[1]
+        assert (data.image_mean, data.evaluation_resize, data.label_column) == ([0.5, 1, 0.25], resize, None)
 
 
 def test_a_missing_file_is_named_with_the_nearest():

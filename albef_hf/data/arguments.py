@@ -93,6 +93,13 @@ class DataArguments:
         default_factory=dict, metadata={"help": "arguments of its loader"}
     )
     evaluation_split: str = field(default="test", metadata={"help": "split of the evaluation data set"})
+    evaluation_resize: int | None = field(
+        default=None,
+        metadata={
+            "help": "image-only: pixels of a test picture's shorter side, before image_size x image_size are cut from "
+            "its middle; left out, image_size. ImageNet's protocol: 256"
+        },
+    )
     evaluation_first_caption: bool = field(
         default=False, metadata={"help": "evaluate with the first caption of each picture only"}
     )

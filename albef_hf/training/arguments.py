@@ -7,7 +7,8 @@ import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_origin
+from types import NoneType
+from typing import Any, get_args, get_origin
 
 import yaml
 
@@ -213,11 +214,13 @@ def _convert(name: str, value: Any, argument: dataclasses.Field) -> Any:
             listed = ", ".join(yaml.safe_dump(choice).split("\n")[0] for choice in choices)
             raise ValueError(f"{name} must be one of {listed}, not {value!r}")
         return value
-    optional = "None" in str(wanted)
-    if optional and value in (None, "none", "null", ""):
-        return None
+    kinds = [kind for kind in get_args(wanted) if kind is not NoneType]
+    if NoneType in get_args(wanted):
+        if value in (None, "none", "null", ""):
+            return None
+        (wanted,) = kinds
     accepted: dict[Any, Any] = {int: int, float: (int, float), bool: bool, str: str, list: list, dict: dict}
-    base = str if optional else get_origin(wanted) or wanted
+    base = get_origin(wanted) or wanted
     if isinstance(value, str) and base is not str:
         try:
             value = yaml.safe_load(value)
@@ -229,6 +232,11 @@ def _convert(name: str, value: Any, argument: dataclasses.Field) -> Any:
         value = float(value)
     if not isinstance(value, accepted[base]) or (base is not bool and isinstance(value, bool)):
         raise ValueError(f"{name} must be {base.__name__}, not {value!r}")
+    if base is list:
+        (kind,) = get_args(wanted)
+        wrong = [each for each in value if not isinstance(each, accepted.get(kind, object)) or isinstance(each, bool)]
+        if wrong and kind in accepted:
+            raise ValueError(f"{name} must be a list of {kind.__name__}, not with {wrong[0]!r} in it")
     return value
 
 
