@@ -60,7 +60,8 @@ class ImageRun(Run):
         arguments: TrainingArguments,
         accelerator: Accelerator,
     ) -> None:
-        self.arguments, self.data_arguments, self.accelerator = arguments, data_arguments, accelerator
+        self.model_arguments, self.arguments, self.data_arguments = model_arguments, arguments, data_arguments
+        self.accelerator = accelerator
         self.method = build_method(model_arguments)
         self.size = model_arguments.image_size
         self.resize = data_arguments.evaluation_resize or self.size
@@ -154,7 +155,10 @@ class ImageRun(Run):
                 ),
             ]
         plot_curves(folder / "log.jsonl", folder / "curves.png")
-        write_model_card(folder, folder / "model", probes=results)
+        options = inspect.signature(type(self.method)).parameters.items()
+        defaults = {name: option.default for name, option in options if name != "backbone"}
+        settings = {"method_options": {**defaults, **self.model_arguments.method_options}}
+        write_model_card(folder, folder / "model", probes=results, settings=settings)
         print(f"report: {write_report(folder, None, None, sections)}")
 
     def _probe(self, features: Sequence[torch.Tensor], folder: Path, step: int) -> dict[str, float]:

@@ -140,6 +140,15 @@ def test_a_report_that_fails_costs_a_warning_and_is_made_again(tmp_path, capsys,
     assert (tmp_path / "report.html").exists() and len(rows(tmp_path, "evaluation")) == 1
 
 
+def test_the_card_knows_the_options_that_were_left_out(tmp_path):
+    changes = {"max_steps": 2, "warmup_steps": 1, "label_column": "null", "evaluation_dataset": "null"}
+    run_here("moco_v2", tmp_path, **changes, published_recipe="moco_v2")
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "It reached 67.5 % on ImageNet by a linear probe" in card
+    assert "| method_options.queue_size | 65536 | " in card and "| samples of an optimizer step | 256 | 32 |" in card
+    assert "method_options.dim" not in card  # by default as published
+
+
 def test_a_dry_run_draws_the_views(tmp_path, capsys):
     run_here("byol", tmp_path / "dry", dry_run=True)
     printed = capsys.readouterr().out

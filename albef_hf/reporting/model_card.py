@@ -4,6 +4,7 @@ It has metadata for the Hub and says what the model is, how to use it, how well 
 which terms its data came.
 """
 
+import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from ..model_folder import read_json
 from .card_facts import CITATIONS, DESCRIPTIONS, DataSource, built_in_sources
 from .card_usage import albef_usage, backbone_usage, task_usage
 from .markdown import markdown_table, markdown_text
+from .published import PUBLISHED, deviations
 from .run_folder import RunFolder
 
 # Arguments that make a recipe, with the words of the card. A run without a value for one has no row for it.
@@ -73,6 +75,7 @@ def write_model_card(
     sources: Sequence[DataSource] | None = None,
     repository: str | None = None,
     task: CardText | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write README.md into a model folder, and a copy of the run's curves beside it.
 
@@ -87,6 +90,7 @@ def write_model_card(
         sources: the training data and its terms. Left out, those of built-in data if the run used it.
         repository: id on the Hub for the code example; the name of the model folder where left out.
         task: the text of a model that was fine-tuned for a task; None for a pre-trained model.
+        settings: arguments of the run that config.yaml does not hold in full, such as `method_options` with defaults.
 
     Returns: the path of README.md.
 
@@ -111,6 +115,8 @@ def write_model_card(
     if probes:
         parts.append(_probes(probes, run))
     parts.append(_recipe(run, pretrains_albef=is_albef and task is None and not run.config.get("task")))
+    if run.config.get("published_recipe") in PUBLISHED:
+        parts.append(_beside_published(run, settings or {}))
     if (run.path / "curves.png").exists():
         shutil.copyfile(run.path / "curves.png", model_folder / "curves.png")
         parts.append("## Training\n\n![Losses and metrics by optimizer step](curves.png)")
@@ -237,6 +243,23 @@ def _recipe_values(run: RunFolder, pretrains_albef: bool) -> Iterator[tuple[str,
         value = run.config.get(key)
         if isinstance(value, str | int | float) and not without_effect.get(key, False):
             yield key, value
+
+
+def _beside_published(run: RunFolder, settings: Mapping[str, Any]) -> str:
+    """What the published recipe of a run reached, and everything that the run does otherwise."""
+    recipe = PUBLISHED[run.config["published_recipe"]]
+    config = {**run.config, **settings}
+    counts = [int(config.get(key) or 1) for key in ("batch_size", "accumulation")]
+    found = deviations(recipe, config, math.prod(counts) * int(run.log.run.get("devices") or 1))
+    names = [entry.get("dataset") for entry in run.config.get("mixture") or []] or [run.config.get("dataset")]
+    rows = [["training data", markdown_text(recipe.data), ", ".join(dict.fromkeys(map(_shown_data, names)))]]
+    rows += [[markdown_text(value) for value in row] for row in found]
+    rows += [["of the code", markdown_text(text), ""] for text in recipe.remains]
+    return (
+        f"## Beside the published recipe\n\n{recipe.source}. It reached {recipe.reached}, on {recipe.hardware}. These "
+        "figures are not of this model. What this run does otherwise:\n\n"
+        + markdown_table(["", "published", "here"], rows)
+    )
 
 
 def _versions(run: RunFolder) -> list[str]:

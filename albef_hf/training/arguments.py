@@ -15,6 +15,7 @@ import yaml
 from ..data.arguments import DataArguments
 from ..data.hints import current_names, nearest_hint
 from ..reporting.card_facts import DESCRIPTIONS
+from ..reporting.published import PUBLISHED
 
 
 @dataclass
@@ -94,6 +95,13 @@ class ModelArguments:
 class TrainingArguments:
     """How it is trained, and what is written."""
 
+    published_recipe: str | None = field(
+        default=None,
+        metadata={
+            "help": "the model card says what this published recipe reached, and lists what the run does otherwise",
+            "choices": (None, *PUBLISHED),
+        },
+    )
     output_dir: str = field(default="runs/albef", metadata={"help": "folder of the run"})
     seed: int = field(default=42, metadata={"help": "seed of weights, samples and dropout"})
     epochs: float = field(default=30, metadata={"help": "passes over the training data"})
