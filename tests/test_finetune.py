@@ -48,6 +48,7 @@ def test_a_run_leaves_a_folder_that_explains_itself(finished, task):
     folder = finished(task)
     for name in ("config.yaml", "versions.json", "curves.png", "results.json", "report.html", "model/README.md"):
         assert (folder / name).stat().st_size > 0, name
+    assert "](curves.png)" in (folder / "model" / "README.md").read_text()
     assert [row["step"] for row in logged(folder, "train")] == [1, 2, 3, 4]
     validated = {row["step"]: row["metrics"][TASKS[task].metric] for row in logged(folder, "evaluation")}
     assert sorted(validated) == [2, 4]

@@ -14,6 +14,7 @@ from .inside import Fault
 from .runs import Outcome, Recipe, Strike
 
 STATUS = {signal.SIGTERM: 143, signal.SIGUSR1: 143, signal.SIGINT: 130}
+LEFT = {143, -signal.SIGTERM, 1}  # how ranks end that the launcher asks to, or that lose the others
 TRIES = 12  # attempts after which a run should be complete
 DURABLE = 10.0  # seconds from a signal to the end of a run, beside the steps under way
 
@@ -184,10 +185,10 @@ def signals(bench: Bench, number: int, workers: tuple[int, ...]) -> Group:
         phases[f"{outcome.struck or 'after the end'}"] += 1
         wrong = status_faults(bench, outcome, strike)
         slowest = max(slowest, outcome.seconds if outcome.struck else 0.0)
-        wrong = wrong or bench.finish(f"--workers={count}")
+        wrong += bench.finish(f"--workers={count}")
         name = signal.Signals(strike.number).name
         what = f"{name} in {outcome.struck}, {count} workers, rank {strike.rank}, group {strike.group}"
-        group.count(what, [line for line in wrong if line != "config.yaml differs"])
+        group.count(what, wrong)
         bench.keep_faulty(wrong, f"signal-{trial}")
     group.notes.append(", ".join(f"{n} in {name}" for name, n in phases.items()))
     group.notes.append(f"the slowest ended after {slowest:.1f} s")
@@ -200,8 +201,8 @@ def status_faults(bench: Bench, outcome: Outcome, strike: Strike) -> list[str]:
         return []
     ended = any(line == "done" for line, _ in outcome.told)
     status = STATUS[signal.Signals(strike.number)]
-    rest = {0, status, 143} if len(outcome.codes) > 1 else {status}
-    right = set(outcome.codes) <= rest | {0} and status in outcome.codes or ended and set(outcome.codes) <= {0, status}
+    rest = {0, status} | (LEFT if len(outcome.codes) > 1 else set())
+    right = set(outcome.codes) <= rest and (status in outcome.codes or ended)
     wrong = [] if right else [f"it ended with {outcome.codes}, not {status}: {last_lines(outcome.text)}"]
     allowed = DURABLE + 3 * sum(bench.recipe.gaps.values())
     return wrong + ([] if outcome.seconds < allowed else [f"it ended after {outcome.seconds:.1f} s"])

@@ -19,6 +19,7 @@ from ..data.hints import nearest_hint
 from ..data.vocabulary import check_vocabulary
 from ..evaluation.mode import evaluation_mode
 from ..evaluation.protocols import retrieval_protocol
+from ..reporting.curves import plot_curves
 from ..reporting.log import put_evaluation
 from ..reporting.model_card import write_model_card
 from ..tasks import TASKS, task_named
@@ -176,6 +177,7 @@ class TaskRun(Run):
         save_results(folder, self.task, self.chosen.best, results, step)
         tables = {name: by_weights[CHOSEN] for name, by_weights in results.items()}
         with attempt("the report", folder, step):
+            plot_curves(folder / "log.jsonl", folder / "curves.png")
             write_model_card(folder, folder / "model", task=self.task.card(tables))
             print(f"report: {write_task_report(folder, self.task, chosen, results, self.tests)}")
 
