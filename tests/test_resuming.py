@@ -1,5 +1,6 @@
 """How a run begins in a folder, goes on from a checkpoint, and skips steps that must not count."""
 
+import errno
 import json
 import os
 import signal
@@ -11,12 +12,14 @@ import pytest
 import torch
 from accelerate import Accelerator
 from helpers import tiny_batch, tiny_model
+from safetensors import SafetensorError
 from torch import nn
 from training_helpers import Full, Rows, Small, saved, trained
 
 from albef_hf.data.batches import RejectionLog, TrainingData, signals_blocked
 from albef_hf.data.lines import read_lines
 from albef_hf.reporting.log import LogWriter
+from albef_hf.training import checkpoints
 from albef_hf.training.arguments import TrainingArguments
 from albef_hf.training.changes import compare_settings
 from albef_hf.training.checkpoints import load_checkpoint, newest_valid, saved_checkpoints
@@ -60,6 +63,18 @@ def test_a_state_that_is_not_finite_is_never_saved(tmp_path):
 
 
 # -- the folder -------------------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_is_named_also_where_safetensors_says_it_otherwise(tmp_path, monkeypatch):
+    def full(*_):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    with pytest.raises(
+        OSError, match="the disk is full: .*step-00000003 could not be written; .* Make room"
+    ) as raised:
+        saved(tmp_path, 3)
+    assert raised.value.errno == errno.ENOSPC
 
 
 def test_a_used_folder_is_refused_moved_aside_or_gone_on_with(tmp_path):
@@ -294,6 +309,15 @@ def test_a_run_that_was_stopped_writes_the_log_of_one_that_was_not(tmp_path):
         for rows in (straight, resumed)
     ]
     assert len(straight) == 2 and json.dumps(timeless[0]) == json.dumps(timeless[1])
+
+
+def test_warnings_about_the_settings_are_in_the_log_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Full, "warnings", lambda *_, **__: ["too small", "too large"])
+    trained(tmp_path, [1.0] * 2, save_every=2)
+    trained(tmp_path, [1.0] * 2, save_every=2, resume=True, max_steps=4)
+    warned = [row["text"] for row in read_lines(tmp_path / "log.jsonl") if row["kind"] == "warning"]
+    assert warned == ["too small", "too large"]
+    assert capsys.readouterr().out.count("warning: too small") == 2
 
 
 def test_albef_goes_through_a_bad_pixel_unharmed():

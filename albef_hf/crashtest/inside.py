@@ -242,7 +242,9 @@ def poison(fault: Fault, tell: Callable[[str], object], rank: int) -> None:
     def started(_: None, run: RunState, *__: Any, **___: Any) -> None:
         holder["run"] = run
         if fault.place == "loss":
-            run.model.register_forward_hook(lambda _, __, output: _spoil(output, fault.value) if bad() else None)
+            run.model.register_forward_hook(
+                lambda model, _, output: _spoil(output, fault.value) if bad() and model.training else None
+            )
         if fault.place == "gradient":
             first = next(each for each in run.method.parameters() if each.requires_grad)
             first.register_hook(lambda gradient: gradient * fault.value if bad() else None)

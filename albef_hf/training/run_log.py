@@ -84,8 +84,12 @@ class TrainingLog:
         row |= {"devices": self.accelerator.num_processes, "device": device_name(self.accelerator.device)}
         self.write(row | vars(self.length) | dict(facts))
         known = {"rows": self.data.rows, "batch_size": batch_size, "total_steps": self.length.total_steps}
+        logged = [row.get("text") for row in self.writer.kept] if self.writer is not None else []
         for text in method.warnings(**known, optimizer=self.arguments.optimizer):
-            self.warn(start, text)
+            if text in logged:  # at an earlier start of the run
+                self.accelerator.print(f"warning: {text}")
+            else:
+                self.warn(start, text)
 
     def write_means(
         self, position: Position, sums: dict[str, torch.Tensor], output: Any, scheduled: Mapping[str, float]
