@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from .changes import circumstances, controls
+from .changes import circumstances, controls, reload
 from .runs import Recipe
 from .trials import Bench, Group, damages, file_calls, kills, poisons, signals
 
 MARK = "crashtest.txt"
-GROUPS = ("kills", "calls", "writes", "signals", "damages", "poisons", "changes", "controls")
+GROUPS = ("reload", "kills", "calls", "writes", "signals", "damages", "poisons", "changes", "controls")
 NEVER = (
     "power loss and other losses of what the system had not written to the disk",
     "curves.png and times, which differ from run to run",
@@ -36,7 +36,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--calls", type=int, default=20, help="file calls at which a run exits; -1: all (default: 20)")
     parser.add_argument("--writes", type=int, default=10, help="file calls that fail, -1: all (default: 10)")
     parser.add_argument("--signals", type=int, default=12, help="requests to stop (default: 12)")
-    parser.add_argument("--controls", type=int, default=-1, help="negative controls; -1: all (default: -1)")
+    parser.add_argument("--each", type=int, default=-1, help="trials of each other kind, -1: all (default: -1)")
     parser.add_argument(
         "--workers", type=int, nargs="+", default=[0, 2], help="data workers of the runs that get signals"
     )
@@ -80,14 +80,15 @@ def chosen_groups(arguments: argparse.Namespace) -> list[str]:
 def try_all(bench: Bench, arguments: argparse.Namespace) -> list[Group]:
     """Every chosen group of trials, in turn."""
     trials = {
+        "reload": lambda: [reload(bench)],
         "kills": lambda: [kills(bench, arguments.kills)],
         "calls": lambda: [file_calls(bench, arguments.calls, "exit")],
         "writes": lambda: [file_calls(bench, arguments.writes, kind) for kind in ("ENOSPC", "EIO")],
         "signals": lambda: [signals(bench, arguments.signals, tuple(arguments.workers))],
-        "damages": lambda: [damages(bench)],
-        "poisons": lambda: [poisons(bench)],
-        "changes": lambda: [circumstances(bench)],
-        "controls": lambda: [controls(bench, arguments.controls)],
+        "damages": lambda: [damages(bench, arguments.each)],
+        "poisons": lambda: [poisons(bench, arguments.each)],
+        "changes": lambda: [circumstances(bench, arguments.each)],
+        "controls": lambda: [controls(bench, arguments.each)],
     }
     groups = []
     for name in chosen_groups(arguments):

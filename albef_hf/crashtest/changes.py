@@ -7,14 +7,16 @@ from pathlib import Path
 import yaml
 
 from ..training.changes import FIXED
-from ..training.checkpoints import saved_checkpoints
-from .compare import differences, fingerprint
+from ..training.checkpoints import saved_checkpoints, step_of
+from .compare import checkpoint_differences, differences, fingerprint
 from .damage import Controls
 from .inside import Fault
-from .trials import Bench, Group, last_lines
+from .trials import Bench, Group, last_lines, spread
 
 # Settings that change nothing of the final state, with another value.
 FREE = {"workers": 1, "log_every": 3, "save_every": 4, "evaluate_every": 3, "keep_checkpoints": 1, "keep_every": 2}
+
+SEEDS = ("random numbers", "learning rates")  # what `inside.describe` writes of each step
 
 
 def settings(bench: Bench) -> dict:
@@ -35,10 +37,10 @@ def other_value(key: str, value: object) -> object | None:
     return value + 1 if isinstance(value, int) else None
 
 
-def circumstances(bench: Bench, _: int = 0) -> Group:
+def circumstances(bench: Bench, number: int) -> Group:
     """Changed settings: exact, or refused by name with nothing touched."""
     group = Group("changed circumstances")
-    for key, value in FREE.items():
+    for key, value in spread(FREE.items(), number):
         bench.from_middle()
         outcome = bench.recipe.attempt("--resume=auto", f"--{key}={value}")
         wrong = [] if outcome.complete else [last_lines(outcome.text)]
@@ -47,33 +49,28 @@ def circumstances(bench: Bench, _: int = 0) -> Group:
         group.count(
             f"{key} = {value}", [line for line in found if not (key != "workers" and line.startswith(expected))]
         )
-    for key in sorted(FIXED):
-        other = other_value(key, settings(bench).get(key))
-        if other is None:
-            group.uncovered.append(f"{key}: no other value is known")
-            continue
+    others = {key: other_value(key, settings(bench).get(key)) for key in sorted(FIXED)}
+    group.uncovered += [f"{key}: no other value is known" for key, other in others.items() if other is None]
+    for key, other in spread(((key, other) for key, other in others.items() if other is not None), number):
         bench.from_middle()
         before = fingerprint(bench.recipe.run)
         outcome = bench.recipe.attempt("--resume=auto", f"--{key}={other}")
         wrong = [] if 0 not in outcome.codes and key in outcome.text else [f"not refused: {last_lines(outcome.text)}"]
         wrong += [] if fingerprint(bench.recipe.run) == before else ["the folder was changed"]
         group.count(f"{key} = {other}, to be refused", wrong)
-    batches(bench, group)
+    batches(bench, group, number)
     bench.recipe.clear()
     return group
 
 
-def batches(bench: Bench, group: Group) -> None:
+def batches(bench: Bench, group: Group, number: int) -> None:
     """Other batches, accumulations and ranks: the samples that follow are those of the undisturbed run, in order."""
     values, ranks = settings(bench), bench.recipe.ranks
     size, times = values["batch_size"], values["accumulation"]
     tried = [(size * 2, times, ranks), (size, times * 2, ranks), (size, times, 3 - min(ranks, 2))]
     tried += [(size // 2, times * 2, ranks), (size // 2, times, ranks * 2)] if size % 2 == 0 and size > 2 else []
-    start = len(saved_checkpoints(bench.middle / "checkpoints")) and samples(bench.notes, ranks)
-    step = int(saved_checkpoints(bench.middle / "checkpoints")[-1].name.removeprefix("step-"))
-    expected = start[step * size * times * ranks :] if start else []
-    for number, (batch_size, accumulation, processes) in enumerate(tried):
-        notes = bench.recipe.folder / f"notes-{number}"
+    for batch_size, accumulation, processes in spread(tried, number):
+        notes = bench.recipe.folder / "notes-of-other-batches"
         shutil.rmtree(notes, ignore_errors=True)
         bench.from_middle()
         flags = (f"--batch_size={batch_size}", f"--accumulation={accumulation}", "--workers=0")
@@ -83,12 +80,7 @@ def batches(bench: Bench, group: Group) -> None:
             named = all(name in outcome.text for name in ("cannot go on with other settings", "before"))
             group.count(f"{what}, refused", [] if named else [last_lines(outcome.text)])
             continue
-        drawn = samples(notes, processes)
-        common = min(len(drawn), len(expected))
-        wrong = [] if common and drawn[:common] == expected[:common] else ["other samples follow"]
-        group.count(what, wrong)
-        if not expected:
-            group.uncovered.append("the order of samples: they come from a stream")
+        group.count(what, other_samples(bench, samples(notes, processes)))
 
 
 def samples(notes: Path, ranks: int) -> list[str]:
@@ -98,6 +90,40 @@ def samples(notes: Path, ranks: int) -> list[str]:
     return " ".join(itertools.chain.from_iterable(zip(*drawn, strict=False))).split()
 
 
+def reload(bench: Bench) -> Group:
+    """Go on, and compare the state before the first step with the checkpoint, and seeds, rates and samples with those
+    of the undisturbed run. This names what is not restored."""
+    group, notes, ranks = Group("reload"), bench.recipe.folder / "notes-of-a-resume", bench.recipe.ranks
+    middle = saved_checkpoints(bench.middle / "checkpoints")[-1]
+    bench.from_middle()
+    outcome = bench.recipe.attempt("--resume=auto", notes=notes)
+    wrong = [] if outcome.complete else [last_lines(outcome.text)]
+    if not wrong:
+        wrong = checkpoint_differences(middle, notes / "checkpoints" / middle.name)
+        for rank in range(ranks):
+            expected, found = (
+                [line.split(" ", 1) for line in (folder / f"steps-{rank}.txt").read_text().splitlines()]
+                for folder in (bench.notes, notes)
+            )
+            later = zip(expected[step_of(middle) :], found, strict=False)
+            names = {name for one, two in later for name, a, b in zip(SEEDS, one, two, strict=True) if a != b}
+            wrong += [f"rank {rank}: other {name}" for name in sorted(names)]
+        wrong += other_samples(bench, samples(notes, ranks))
+    group.count(f"from {middle.name}", wrong)
+    bench.recipe.clear()
+    return group
+
+
+def other_samples(bench: Bench, drawn: list[str]) -> list[str]:
+    """What is wrong with the samples that a run drew which went on from the middle; empty for streams."""
+    values, ranks = settings(bench), bench.recipe.ranks
+    step = step_of(saved_checkpoints(bench.middle / "checkpoints")[-1])
+    used = step * values["batch_size"] * values["accumulation"] * ranks
+    expected = samples(bench.notes, ranks)[used:]
+    common = min(len(drawn), len(expected))
+    return [] if drawn[:common] == expected[:common] else ["other samples follow"]
+
+
 def controls(bench: Bench, number: int) -> Group:
     """Negative controls: a component of state is put back to the start, and the comparison has to notice."""
     group = Group("negative controls")
@@ -105,7 +131,7 @@ def controls(bench: Bench, number: int) -> Group:
     middle = saved_checkpoints(bench.middle / "checkpoints")[-1]
     named = yaml.safe_load((bench.notes / "components.json").read_text())
     known = Controls(initial, middle, named)
-    for component in known.names[:number] if number >= 0 else known.names:
+    for component in spread(known.names, number):
         bench.from_middle()
         known.put_back(bench.recipe.run / "checkpoints" / middle.name, component)
         noticed(bench, group, component)

@@ -109,11 +109,15 @@ def tell_phases(tell: Callable[[str], object]) -> None:
 
 
 def describe(notes: Path, rank: int) -> None:
-    """Write what a control and a comparison need: the state at the start, its components, the samples drawn, whether
-    random numbers are used in a step, and the modules that a run imports."""
+    """Write what controls and comparisons need.
+
+    That is the state before the first step as a checkpoint, its components, the samples drawn, the seed and learning
+    rates of each step, whether a step draws random numbers, and the modules that a run imports.
+    """
     notes.mkdir(parents=True, exist_ok=True)
 
     def begun(run: RunState) -> None:
+        running.append(run)
         folder, run.folder = run.folder, notes
         save(run)
         run.folder = folder
@@ -129,13 +133,17 @@ def describe(notes: Path, rank: int) -> None:
             yield batch
 
     state: list[torch.Tensor] = []
+    running: list[RunState] = []
 
-    def drawn(*_: Any) -> None:
+    def stepped(*_: Any) -> None:
+        rates = [group["lr"] for group in running[0].prepared.param_groups]
+        with (notes / f"steps-{rank}.txt").open("a") as handle:
+            handle.write(f"{torch.initial_seed()} {rates}\n")
         if not torch.equal(state[0], torch.get_rng_state()):
             (notes / "random").touch()
 
     after(torch, "manual_seed", lambda *_: state.__setitem__(slice(None), [torch.get_rng_state()]))
-    before(StepGuard, "judge", drawn)
+    before(StepGuard, "judge", stepped)
     TrainingData.keys = keys  # type: ignore[method-assign]
     before(loop, "make_steps", begun)
     before(Accelerator, "end_training", lambda *_: (notes / "modules.txt").write_text("\n".join(sys.modules)))

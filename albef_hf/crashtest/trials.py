@@ -3,7 +3,9 @@
 import shutil
 import signal
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -108,11 +110,11 @@ def last_lines(text: str) -> str:
 
 
 def kills(bench: Bench, number: int) -> Group:
-    """Random SIGKILLs in every phase, up to five in one run, each followed by a resume; second starts between them."""
+    """Random SIGKILLs in every phase, up to eight in one run, each followed by a resume; second starts between them."""
     group, phases, recipe, total, refused = Group("kills"), Counter[str](), bench.recipe, 0, 0
     while total < number:
         wrong: list[str] = []
-        left = min(int(bench.random.integers(1, 6)), number - total)
+        left = min(int(bench.random.integers(1, 9)), number - total)
         attempts = 0
         while True:
             strike = recipe.moment(bench.random, signal.SIGKILL) if left and attempts < 4 * TRIES else None
@@ -153,7 +155,7 @@ def second_start(bench: Bench) -> list[str]:
 def file_calls(bench: Bench, number: int, kind: str) -> Group:
     """Exit, or an error of the file system, at file calls of the run."""
     group, recipe = Group("exits at file calls" if kind == "exit" else f"{kind} at file calls"), bench.recipe
-    chosen = range(len(bench.calls)) if number < 0 else spread(len(bench.calls), number)
+    chosen = spread(range(len(bench.calls)), number)
     for at in chosen:
         recipe.clear()
         broken = recipe.attempt("--resume=auto", fault=Fault(kind, at))
@@ -167,9 +169,11 @@ def file_calls(bench: Bench, number: int, kind: str) -> Group:
     return group
 
 
-def spread(count: int, number: int) -> list[int]:
-    """`number` of the numbers below `count`, evenly spread."""
-    return sorted({int(n) for n in np.linspace(0, count - 1, min(count, number))}) if count and number else []
+def spread(things: Iterable[Any], number: int) -> list[Any]:
+    """`number` of the things, evenly spread; below 0: all."""
+    every = list(things)
+    count = len(every) if number < 0 else min(number, len(every))
+    return [every[int(at)] for at in np.linspace(0, len(every) - 1, count)] if count else []
 
 
 def signals(bench: Bench, number: int, workers: tuple[int, ...]) -> Group:
@@ -208,10 +212,10 @@ def status_faults(bench: Bench, outcome: Outcome, strike: Strike) -> list[str]:
     return wrong + ([] if outcome.seconds < allowed else [f"it ended after {outcome.seconds:.1f} s"])
 
 
-def damages(bench: Bench, _: int = 0) -> Group:
+def damages(bench: Bench, number: int) -> Group:
     """Damage of the newest checkpoint: the one before is used, the damaged one is kept, and the end is equal."""
     group = Group("damaged checkpoints")
-    for what, damage in DAMAGES.items():
+    for what, damage in spread(DAMAGES.items(), number):
         bench.from_middle()
         newest = saved_checkpoints(bench.recipe.run / "checkpoints")[-1]
         damage(newest)
@@ -223,24 +227,23 @@ def damages(bench: Bench, _: int = 0) -> Group:
     return group
 
 
-def poisons(bench: Bench, _: int = 0) -> Group:
+def poisons(bench: Bench, number: int) -> Group:
     """NaN, infinity and 1e12 in one step: nothing moves in it, on any rank, and the run goes on."""
     group = Group("poisoned steps")
     values = [("pixel", np.nan), ("pixel", np.inf), ("loss", np.nan), ("loss", np.inf), ("loss", 1e12)]
     values += [("gradient", np.nan), ("gradient", np.inf), ("statistic", np.nan), ("statistic", np.inf)]
-    for place, value in values:
-        for at in (0, 3):
-            rank = int(bench.random.integers(bench.recipe.ranks))
-            what = f"{place} {value:g} in step {at + 1} on rank {rank}"
-            outcome = bench.recipe.attempt(fault=Fault("poison", at, place, float(value), rank))
-            told = [line for line, _ in outcome.told]
-            moved = [line.split(" ", 2) for line in told if line.startswith("moved")]
-            if "unused" in told:
-                group.uncovered.append(f"{place}: this method has no such number")
-            else:
-                wrong = [] if outcome.complete else [f"it ended with {outcome.codes}: {last_lines(outcome.text)}"]
-                wrong += [f"on rank {rank} moved: {names}" for _, rank, names in moved if names]
-                wrong += [] if len(moved) == bench.recipe.ranks else ["the step was not reached on every rank"]
-                group.count(what, wrong)
-            bench.recipe.clear()
+    for place, value, at in spread(((*bad, at) for bad in values for at in (0, 3)), number):
+        rank = int(bench.random.integers(bench.recipe.ranks))
+        what = f"{place} {value:g} in step {at + 1} on rank {rank}"
+        outcome = bench.recipe.attempt(fault=Fault("poison", at, place, float(value), rank))
+        told = [line for line, _ in outcome.told]
+        moved = [line.split(" ", 2) for line in told if line.startswith("moved")]
+        if "unused" in told:
+            group.uncovered.append(f"{place}: this method has no such number")
+        else:
+            wrong = [] if outcome.complete else [f"it ended with {outcome.codes}: {last_lines(outcome.text)}"]
+            wrong += [f"on rank {rank} moved: {names}" for _, rank, names in moved if names]
+            wrong += [] if len(moved) == bench.recipe.ranks else ["the step was not reached on every rank"]
+            group.count(what, wrong)
+        bench.recipe.clear()
     return group
