@@ -38,7 +38,7 @@ def without_seeds():
 
 
 FAULTS = {"none": contextlib.nullcontext, "pointer": without_pointer, "seeds": without_seeds}
-SHORT = ["--kills=6", "--calls=6", "--writes=3", "--signals=4", "--workers=0", "--each=6"]
+SHORT = ["--kills=6", "--calls=6", "--writes=3", "--signals=4", "--workers=0", "--each=4"]
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])

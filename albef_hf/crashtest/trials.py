@@ -110,7 +110,7 @@ def last_lines(text: str) -> str:
 
 
 def kills(bench: Bench, number: int) -> Group:
-    """Random SIGKILLs in every phase, up to eight in one run, each followed by a resume; second starts between them."""
+    """Random SIGKILLs in every phase, up to eight in one run, each followed by a resume; second starts between."""
     group, phases, recipe, total, refused = Group("kills"), Counter[str](), bench.recipe, 0, 0
     while total < number:
         wrong: list[str] = []

@@ -70,10 +70,10 @@ class TrainingLog:
             with naming_a_full_disk(self.path, "the checkpoints are good"):
                 self.writer.write(row)
 
-    def warn(self, step: int, text: str) -> None:
-        """Print a warning and write it as a row."""
+    def warn(self, step: int, text: str, **others: Any) -> None:
+        """Print a warning and write it as a row. others: of the row."""
         self.accelerator.print(f"warning: {text}")
-        self.write({"kind": "warning", "step": step, "text": text})
+        self.write({"kind": "warning", "step": step, "text": text, **others})
 
     def _describe(self, start: int, facts: Mapping[str, Any]) -> None:
         """Write the first row, and the method's warnings about the settings of the run."""

@@ -103,7 +103,8 @@ class RunState:
             self.save(alone=True)
             raise
         except Exception as error:
-            self.log.warn(step, f"the evaluation after step {step} failed: {type(error).__name__}: {error}")
+            text = f"the evaluation after step {step} failed: {type(error).__name__}: {error}"
+            self.log.warn(step, text, again=True)
         else:
             self.evaluated(self.method, step, metrics)
             self.log.write_evaluation(step, self.evaluation_name, metrics)

@@ -157,11 +157,14 @@ class TaskRun(Run):
         if self.validation is None:
             self.evaluated(method, step, {})
         elif self.measured != step:
-            metrics = self.evaluate(method)
-            if main:
+            metrics: dict[str, float] = {}
+            with attempt("the last validation", folder, step):
+                metrics = self.evaluate(method)
+            if main and metrics:
                 row = {"kind": "evaluation", "step": step, "name": self.evaluation_name, "metrics": metrics}
                 put_evaluation(folder / "log.jsonl", row)
-            self.evaluated(method, step, metrics)
+            if metrics or self.chosen.best is None:
+                self.evaluated(method, step, metrics)
         assert self.chosen.best is not None
         results: dict[str, dict[str, TaskResult]] = {}
         last_is_chosen = self.chosen.kept == step
@@ -170,8 +173,10 @@ class TaskRun(Run):
             chosen, _ = load_trained_model(self.task.model_class, str(folder / "model"))
             chosen.to(self.accelerator.device)
         for name, rows in self.tests.items():
-            results[name] = {CHOSEN: self._measure(chosen, rows, name)}
-            results[name][LAST] = results[name][CHOSEN] if last_is_chosen else self._measure(method, rows, name)
+            with attempt(f"the measurement of {name}", folder, step):
+                measured = self._measure(chosen, rows, name)
+                last = measured if last_is_chosen else self._measure(method, rows, name)
+                results[name] = {CHOSEN: measured, LAST: last}
         if not main:
             return
         save_results(folder, self.task, self.chosen.best, results, step)
