@@ -22,11 +22,12 @@ from albef_hf.reporting.log import LogWriter
 from albef_hf.training import checkpoints
 from albef_hf.training.arguments import TrainingArguments
 from albef_hf.training.changes import compare_settings
-from albef_hf.training.checkpoints import load_checkpoint, newest_valid, saved_checkpoints
+from albef_hf.training.checkpoints import load_checkpoint, newest_valid, saved_checkpoints, step_of
 from albef_hf.training.identity import claim
-from albef_hf.training.loop import StepGuard
+from albef_hf.training.loop import StepGuard, build_accelerator, train
 from albef_hf.training.optimization import build_optimizer
 from albef_hf.training.position import Length, Position, run_length
+from albef_hf.training.stopping import StopSignal
 
 # -- checkpoints ------------------------------------------------------------------------------------------------------
 
@@ -318,6 +319,28 @@ def test_warnings_about_the_settings_are_in_the_log_once(tmp_path, monkeypatch, 
     warned = [row["text"] for row in read_lines(tmp_path / "log.jsonl") if row["kind"] == "warning"]
     assert warned == ["too small", "too large"]
     assert capsys.readouterr().out.count("warning: too small") == 2
+
+
+def test_where_an_evaluation_of_several_ranks_fails_the_step_before_it_is_saved(tmp_path, monkeypatch):
+    """The other ranks may be gone. A process alone goes on without."""
+
+    def failing(method):
+        raise OSError("gone")
+
+    for ranks, steps in ((1, [4]), (2, [2, 4])):
+        monkeypatch.setattr(StopSignal, "agree", lambda stop: None)
+        stop = StopSignal()
+        stop.group = "ranks" if ranks > 1 else None
+        method, folder = Full(), tmp_path / str(ranks)
+        method.factors = [1.0] * 4
+        arguments = TrainingArguments(output_dir=str(folder), max_steps=4, evaluate_every=2, report_to="none")
+        folder.mkdir()
+        train(method, Rows(), arguments, build_accelerator(arguments), stop=stop, evaluate=failing)
+        assert [step_of(path) for path in saved_checkpoints(folder / "checkpoints")] == steps
+        warned = [row for row in read_lines(folder / "log.jsonl") if row["kind"] == "warning"]
+        assert [row["step"] for row in warned] == [2, 4] and all(
+            "failed: OSError: gone" in row["text"] for row in warned
+        )
 
 
 def test_albef_goes_through_a_bad_pixel_unharmed():
