@@ -14,10 +14,13 @@ def projection_spread(projections: torch.Tensor) -> torch.Tensor:
 
 
 def effective_rank(features: torch.Tensor) -> torch.Tensor:
-    """exp of the entropy of the singular values (RankMe, equation 1): 1 .. min(rows, dim). features: (rows, dim)."""
-    values = torch.linalg.svdvals(full_precision(features))
+    """exp of the entropy of the singular values (RankMe, equation 1): 1 .. min(rows, dim). features: (rows, dim).
+
+    NaN where a feature is not finite, as in a step that will be skipped."""
+    features = full_precision(features)
+    values = torch.linalg.svdvals(features.nan_to_num(0.0, 0.0, 0.0))  # LAPACK refuses what is not finite
     shares = values / values.sum().clamp(min=1e-12) + 1e-7
-    return (-(shares * shares.log()).sum()).exp()
+    return torch.where(torch.isfinite(features).all(), (-(shares * shares.log()).sum()).exp(), torch.nan)
 
 
 def uniformity(projections: torch.Tensor) -> torch.Tensor:

@@ -7,14 +7,21 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from albef_hf.gathering import sum_over_ranks, world_size
 
 
-class SyncBatchNorm(nn.SyncBatchNorm):
-    """torch's, which runs on accelerators only, and the same on the CPU. Every rank must hold equally many rows."""
+class SyncBatchNorm(_BatchNorm):
+    """torch's, which runs on accelerators only, and the same on the CPU. Every rank must hold equally many rows.
+
+    It is no `nn.SyncBatchNorm`, since `DistributedDataParallel` refuses a model that has one on the CPU.
+    """
+
+    process_group = None  # all ranks
+    _check_input_dim = nn.SyncBatchNorm._check_input_dim
+    _check_non_zero_input_channels = nn.SyncBatchNorm._check_non_zero_input_channels
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         if not self.training or world_size() == 1:
             return _BatchNorm.forward(self, features)
         if features.device.type != "cpu":
-            return super().forward(features)
+            return nn.SyncBatchNorm.forward(self, features)  # type: ignore[arg-type]
         dims = [0, *range(2, features.dim())]
         shape = (1, -1, *(1,) * (features.dim() - 2))
         count = features.numel() // features.shape[1] * world_size()

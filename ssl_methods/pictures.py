@@ -13,7 +13,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from albef_hf.data.arguments import DataArguments
 from albef_hf.data.labels import are_numbers, class_names, ordered_classes
 from albef_hf.data.sources import load_corpus
-from albef_hf.evaluation.mode import evaluation_mode
+from albef_hf.evaluation.mode import evaluation_mode, failing_together
 from albef_hf.evaluation.probes import extract_features
 from albef_hf.gathering import gather_rows, rank, world_size
 
@@ -142,7 +142,8 @@ class Pictures:
         """What a function makes of pixels (batch, channels, h, w): all pictures, on all ranks; each does its share."""
         share = -(-len(self) // world_size())
         mine = self.select([(rank() * share + row) % len(self) for row in range(share)])
-        found = extract_features(encode, mine, self.to_pixels, device)
+        with failing_together():
+            found = extract_features(encode, mine, self.to_pixels, device)
         return gather_rows(found.to(device)).cpu()[: len(self)]
 
     def features(self, backbone: nn.Module, device: torch.device | str = "cpu") -> torch.Tensor:

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 from ssl_helpers import tiny_method, views_of
+from torch.nn.parallel import DistributedDataParallel
 
 from ssl_methods import METHODS
 
@@ -17,26 +18,25 @@ CASES["barlow_twins_published"] = ("barlow_twins", {"published_gradient": True})
 
 
 def run_steps(rank: int, ranks: int) -> dict[str, torch.Tensor]:
-    """Losses, first gradients and final state of all methods, gradients averaged over ranks as data-parallel training
-    does."""
+    """Losses, first gradients and final state of all methods, in data-parallel training where there are ranks."""
     results = {}
     share = GLOBAL_BATCH // ranks
     for case, (name, options) in CASES.items():
         if ranks == 1 and name in ("moco_v1", "moco_v2"):
             options = {**options, "batch_norm_splits": 2}
         method = tiny_method(name, **options).double().train()
+        model = DistributedDataParallel(method, broadcast_buffers=False) if ranks > 1 else method
         optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.05)
         for step in range(STEPS):
             views, draws = views_of(step, batch=GLOBAL_BATCH)
             mine = slice(rank * share, (rank + 1) * share)
-            output = method(views[mine], draws[mine])
+            output = model(views[mine], draws[mine])
             optimizer.zero_grad()
             output.loss.backward()
             loss = output.loss.detach().clone()
-            for tensor in [loss, *(p.grad for p in method.parameters() if p.grad is not None)]:
-                if ranks > 1:
-                    dist.all_reduce(tensor)
-                    tensor /= ranks
+            if ranks > 1:
+                dist.all_reduce(loss)
+                loss /= ranks
             if step == 0:
                 gradients = {n: p.grad.clone() for n, p in method.named_parameters() if p.grad is not None}
                 results |= {f"{case}/gradient/{n}": g for n, g in gradients.items()}

@@ -26,7 +26,7 @@ from ssl_methods.data import TwoViewCollator
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("albef_hf", "ssl_methods")
 # A room may import the rooms to the left of it. `convert` and `inference` may import those in `BESIDE`.
-ROW = ("flat", "data", "evaluation", "reporting", "tasks", "training")
+ROW = ("flat", "data", "evaluation", "reporting", "tasks", "training", "crashtest")
 BESIDE = {"convert": ("flat", "evaluation"), "inference": ("flat", "data", "evaluation")}
 
 

@@ -33,3 +33,12 @@ def test_both_ranks_hold_the_same_state(two_ranks):
 def test_without_a_process_group_gathering_is_the_identity():
     gathered, local = run_steps(0, 1, gather_negatives=True), run_steps(0, 1, gather_negatives=False)
     assert all(torch.equal(gathered[name], local[name]) for name in local)
+
+
+def test_an_evaluation_that_fails_on_one_rank_fails_on_all(tmp_path):
+    """Otherwise the others would wait, or take the numbers of the next step for those they wait for."""
+    healthy, failing = run_two_ranks(WORKER.with_name("failing_worker.py"), tmp_path)
+    for case in ("retrieve", "predict", "probe"):
+        own, told = (bytes(results[case].tolist()).decode() for results in (failing, healthy))
+        assert own != "nothing" and told == f"RuntimeError: rank 1: {own}", case
+        assert healthy[f"{case}/together"] == failing[f"{case}/together"] == 2, case

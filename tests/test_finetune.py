@@ -14,6 +14,7 @@ from task_cases import CASES, COLORS, logged, run_script, write_config
 from albef_hf import AlbefProcessor
 from albef_hf.reporting import report
 from albef_hf.tasks import TASKS
+from albef_hf.tasks.visual_entailment import VisualEntailment
 from albef_hf.training.arguments import parse_arguments
 from albef_hf.training.initialization import load_tokenizer
 from albef_hf.training.task_arguments import TASK_GROUPS
@@ -48,6 +49,7 @@ def test_a_run_leaves_a_folder_that_explains_itself(finished, task):
     folder = finished(task)
     for name in ("config.yaml", "versions.json", "curves.png", "results.json", "report.html", "model/README.md"):
         assert (folder / name).stat().st_size > 0, name
+    assert "](curves.png)" in (folder / "model" / "README.md").read_text()
     assert [row["step"] for row in logged(folder, "train")] == [1, 2, 3, 4]
     validated = {row["step"]: row["metrics"][TASKS[task].metric] for row in logged(folder, "evaluation")}
     assert sorted(validated) == [2, 4]
@@ -140,6 +142,32 @@ def test_the_best_weights_survive_worse_ones(tmp_path):
     assert Chosen(tmp_path, "accuracy", resumed=False).best is None
     with pytest.raises(ValueError, match="chosen_by 'acuracy' is none of the metrics: accuracy"):
         Chosen(tmp_path, "acuracy", resumed=False).offer(model, processor, 1, {"accuracy": 0.1}, writes=True)
+
+
+@pytest.mark.parametrize("broken", ["validation", "test"])
+def test_a_measurement_that_fails_after_training_costs_a_warning_and_is_made_again(
+    finished, configs, tmp_path, capsys, monkeypatch, broken
+):
+    measure, folder, task = VisualEntailment.measure, tmp_path / "run", "visual_entailment"
+
+    def failing(self, model, rows, name):
+        if name == broken:
+            raise OSError("no such picture")
+        return measure(self, model, rows, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VisualEntailment, "measure", failing)
+        run_script(script(task), configs[task], output_dir=folder, evaluate_every=0)
+    printed = capsys.readouterr().out
+    assert printed.count("failed") == 1
+    assert f"{broken} failed: OSError: no such picture. The trained weights are saved; --resume" in printed
+    assert (folder / "model" / "model.safetensors").exists()
+    run_script(script(task), configs[task], output_dir=folder, evaluate_every=0, resume=True)
+    assert "failed" not in capsys.readouterr().out + (folder / "report.html").read_text()
+    results, expected = (json.loads((each / "results.json").read_text()) for each in (folder, finished(task)))
+    (row,) = logged(folder, "evaluation")
+    assert results["chosen"] == {"step": 4, "metric": "accuracy", "value": row["metrics"]["accuracy"]}
+    assert results["tests"]["test"]["last"] == expected["tests"]["test"]["last"]
 
 
 # -- what is wrong is named -------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """How a run begins in a folder, goes on from a checkpoint, and skips steps that must not count."""
 
+import errno
 import json
 import os
 import signal
@@ -12,19 +13,22 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from helpers import tiny_batch, tiny_model
+from safetensors import SafetensorError
 from torch import nn
 from training_helpers import Full, Rows, Small, saved, trained
 
 from albef_hf.data.batches import RejectionLog, TrainingData, signals_blocked
 from albef_hf.data.lines import read_lines
 from albef_hf.reporting.log import LogWriter
+from albef_hf.training import checkpoints
 from albef_hf.training.arguments import TrainingArguments
 from albef_hf.training.changes import compare_settings
-from albef_hf.training.checkpoints import load_checkpoint, newest_valid, saved_checkpoints
+from albef_hf.training.checkpoints import load_checkpoint, newest_valid, saved_checkpoints, step_of
 from albef_hf.training.identity import claim
-from albef_hf.training.loop import StepGuard
+from albef_hf.training.loop import StepGuard, build_accelerator, train
 from albef_hf.training.optimization import build_optimizer
 from albef_hf.training.position import Length, Position, run_length
+from albef_hf.training.stopping import StopSignal
 
 # -- checkpoints ------------------------------------------------------------------------------------------------------
 
@@ -61,6 +65,18 @@ def test_a_state_that_is_not_finite_is_never_saved(tmp_path):
 
 
 # -- the folder -------------------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_is_named_also_where_safetensors_says_it_otherwise(tmp_path, monkeypatch):
+    def full(*_):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    with pytest.raises(
+        OSError, match="the disk is full: .*step-00000003 could not be written; .* Make room"
+    ) as raised:
+        saved(tmp_path, 3)
+    assert raised.value.errno == errno.ENOSPC
 
 
 def test_a_used_folder_is_refused_moved_aside_or_gone_on_with(tmp_path):
@@ -297,6 +313,37 @@ def test_a_run_that_was_stopped_writes_the_log_of_one_that_was_not(tmp_path):
         for rows in (straight, resumed)
     ]
     assert len(straight) == 2 and json.dumps(timeless[0]) == json.dumps(timeless[1])
+
+
+def test_warnings_about_the_settings_are_in_the_log_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Full, "warnings", lambda *_, **__: ["too small", "too large"])
+    trained(tmp_path, [1.0] * 2, save_every=2)
+    trained(tmp_path, [1.0] * 2, save_every=2, resume=True, max_steps=4)
+    warned = [row["text"] for row in read_lines(tmp_path / "log.jsonl") if row["kind"] == "warning"]
+    assert warned == ["too small", "too large"]
+    assert capsys.readouterr().out.count("warning: too small") == 2
+
+
+def test_where_an_evaluation_of_several_ranks_fails_the_step_before_it_is_saved(tmp_path, monkeypatch):
+    """The other ranks may be gone. A process alone goes on without."""
+
+    def failing(method):
+        raise OSError("gone")
+
+    for ranks, steps in ((1, [4]), (2, [2, 4])):
+        monkeypatch.setattr(StopSignal, "agree", lambda stop: None)
+        stop = StopSignal()
+        stop.group = "ranks" if ranks > 1 else None
+        method, folder = Full(), tmp_path / str(ranks)
+        method.factors = [1.0] * 4
+        arguments = TrainingArguments(output_dir=str(folder), max_steps=4, evaluate_every=2, report_to="none")
+        folder.mkdir()
+        train(method, Rows(), arguments, build_accelerator(arguments), stop=stop, evaluate=failing)
+        assert [step_of(path) for path in saved_checkpoints(folder / "checkpoints")] == steps
+        warned = [row for row in read_lines(folder / "log.jsonl") if row["kind"] == "warning"]
+        assert [row["step"] for row in warned] == [2, 4] and all(
+            "failed: OSError: gone" in row["text"] for row in warned
+        )
 
 
 def test_albef_goes_through_a_bad_pixel_unharmed():

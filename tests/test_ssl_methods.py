@@ -339,6 +339,17 @@ def test_health_tells_spread_from_collapse():
 
 
 @pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_the_health_of_a_step_that_will_be_skipped_raises_nothing(name, bad):
+    method = tiny_method(name).train()
+    views, draws = views_of(0)
+    views[0, 0, 0, 0, 0] = bad
+    output = method(views.float(), draws)
+    values = method.health(output) | method.metrics(output)
+    assert any(not torch.isfinite(value) for value in values.values())
+
+
+@pytest.mark.parametrize("name", list(METHODS))
 def test_every_method_reports_its_health(name):
     method = tiny_method(name).train()
     output = step(method)

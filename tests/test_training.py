@@ -436,5 +436,8 @@ def test_what_fails_after_training_costs_a_warning_and_is_made_again(tmp_path, c
     assert "failed" not in capsys.readouterr().out and (run / "report.html").exists()
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [row["kind"] for row in rows].count("evaluation") == 1
+    assert [row for row in rows if row["kind"] == "warning"] == [] and "failed" not in (
+        run / "report.html"
+    ).read_text()
     with pytest.raises(ValueError, match="holds a run already"):
         run_here(tmp_path, *flags)

@@ -21,6 +21,7 @@ from ..data.images import decode_image
 from ..gathering import gather_rows, rank, world_size
 from ..losses import full_precision
 from ..processing_albef import AlbefProcessor
+from .mode import failing_together
 
 ROWS_GATHERED_AT_ONCE = 256
 
@@ -139,7 +140,7 @@ class ImageFeatures:
         self.stored: torch.Tensor | None = None
         features: list[torch.Tensor] = []
         done = 0
-        with progress_bar(len(self.rows), "images") as bar:
+        with failing_together(), progress_bar(len(self.rows), "images") as bar:
             for tokens, pooled in self._encode():
                 if storage is not None and not features:
                     self.stored = storage.allocate((max(len(self.rows), 1), *tokens.shape[1:]), tokens)
@@ -198,7 +199,7 @@ class TextFeatures:
         local = local[self.lengths[local].argsort(stable=True)]  # texts of equal length together: less padding
         self.stored: torch.Tensor | None = None
         local_states: torch.Tensor | None = None
-        with progress_bar(len(local), "texts") as bar:
+        with failing_together(), progress_bar(len(local), "texts") as bar:
             for number, rows in enumerate(local.split(batch_size)):
                 output = self._encode(rows)
                 states, pooled = output.last_hidden_state, full_precision(output.pooler_output)

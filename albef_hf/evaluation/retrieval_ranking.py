@@ -10,6 +10,7 @@ from torch import nn
 
 from ..gathering import rank, world_size
 from ..losses import full_precision
+from .mode import failing_together
 from .recall import CUTOFFS, ranks_from_scores, reranked_ranks
 from .retrieval_features import ImageFeatures, TextFeatures, gather_shards, progress_bar, shard
 
@@ -126,7 +127,7 @@ def match_shortlists(
     flat = text_shortlists.flatten()
     positions = flat.argsort(stable=True)
     starts = torch.searchsorted(flat[positions], torch.arange(len(image_shortlists) + 1))
-    with progress_bar(len(images.rows), "re-ranking") as bar:
+    with failing_together(), progress_bar(len(images.rows), "re-ranking") as bar:
         for image, tokens in images.tokens():
             in_texts = positions[starts[image] : starts[image + 1]]
             asking_texts = in_texts // text_shortlists.shape[1]

@@ -24,6 +24,8 @@ def put_evaluation(path: Path, row: dict[str, Any]) -> None:
 class LogWriter:
     """Writes a log of JSON lines. A resumed run first drops the rows after the step that it resumes from.
 
+    It also drops the warnings of that step with `again`: what failed is now made again.
+
     Args:
         path: of the log.
         step: the step that the run starts from; 0 for a new log.
@@ -31,7 +33,8 @@ class LogWriter:
 
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
-        self.kept = [row for row in read_lines(path) if row.get("step", 0) <= step] if step else []
+        rows = [row for row in read_lines(path) if row.get("step", 0) <= step] if step else []
+        self.kept = [row for row in rows if not (row.get("again") and row["step"] == step)]
         write_lines(path, self.kept)
 
     def has(self, kind: str, step: int) -> bool:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from ..data.batches import Collator, Samples, TrainingData
 from ..data.corpora import Corpora
 from ..data.images import BadImage
+from ..evaluation.mode import failing_together
 from .task import Task
 
 
@@ -133,7 +134,8 @@ def predict_rows(
     label = name if numbers.step == 1 else f"{name} (every row {numbers.step} n + {numbers.start})"
     device = next(model.parameters()).device
     predictions: list[Any] = []
-    with torch.inference_mode(), tqdm(total=len(numbers), desc=name, disable=None, leave=False) as bar:
+    progress = tqdm(total=len(numbers), desc=name, disable=None, leave=False)
+    with failing_together(), torch.inference_mode(), progress as bar:
         for batch in evaluation_batches(task, rows.select(numbers), label):
             made = predict({key: tensor.to(device) for key, tensor in batch.items()})
             predictions += made

@@ -13,6 +13,7 @@ from ..data.images import decode_image
 from ..evaluation.boxes import intersection_over_union
 from ..evaluation.explain import overlay
 from ..evaluation.grounding import AlbefGrounder, GroundingSample, find_boxes, score_boxes
+from ..evaluation.mode import failing_together
 from ..modeling_albef_retrieval import AlbefForImageTextRetrieval
 from ..reporting.html import Example
 from .batches import gather_rows, rows_of_rank
@@ -74,7 +75,9 @@ class Grounding(PairTask):
         numbers = rows_of_rank(len(samples), self.settings.accelerator)
         grounder = AlbefGrounder(model, self.processor)
         shard = [samples[number] for number in numbers]
-        groundings = gather_rows(numbers, find_boxes(grounder, shard, self.settings.evaluation_batch_size, name))
+        with failing_together():
+            found = find_boxes(grounder, shard, self.settings.evaluation_batch_size, name)
+        groundings = gather_rows(numbers, found)
         metrics = score_boxes(groundings, samples)
         overlaps = [
             float(intersection_over_union(each.box, np.asarray(sample.box)))

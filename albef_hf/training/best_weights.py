@@ -43,7 +43,8 @@ class Chosen:
         if metrics and self.metric not in metrics:
             raise ValueError(f"chosen_by {self.metric!r} is none of the metrics: {', '.join(metrics)}")
         value = metrics.get(self.metric)
-        if value is not None and self.best is not None and value <= self.best["value"]:
+        before = None if self.best is None else self.best["value"]  # None, too, for weights that could not be measured
+        if value is not None and before is not None and value <= before:
             return
         self.best = {"step": step, "metric": self.metric, "value": value}
         self.kept = step

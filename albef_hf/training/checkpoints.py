@@ -107,11 +107,13 @@ def naming_a_full_disk(path: Path, kept: str) -> Iterator[None]:
     """Turn "no space left" into an error that names the path, what is still good, and what to do."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, SafetensorError) as error:
+        told = re.search(r"\(os error (\d+)\)", str(error))  # how safetensors says it
+        number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+        if number not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise OSError(
-            error.errno, f"the disk is full: {path} could not be written; {kept}. Make room and go on with --resume"
+            number, f"the disk is full: {path} could not be written; {kept}. Make room and go on with --resume"
         ) from error
 
 

@@ -150,4 +150,4 @@ def attempt(what: str, folder: Path, step: int = 0, then: str = MADE_AGAIN) -> I
         text = f"{what} failed: {type(error).__name__}: {error}. {then}"
         print(f"warning: {text}")
         with contextlib.suppress(OSError):
-            append_lines(folder / "log.jsonl", [{"kind": "warning", "step": step, "text": text}])
+            append_lines(folder / "log.jsonl", [{"kind": "warning", "step": step, "text": text, "again": True}])

@@ -70,10 +70,10 @@ class TrainingLog:
             with naming_a_full_disk(self.path, "the checkpoints are good"):
                 self.writer.write(row)
 
-    def warn(self, step: int, text: str) -> None:
-        """Print a warning and write it as a row."""
+    def warn(self, step: int, text: str, **others: Any) -> None:
+        """Print a warning and write it as a row. others: of the row."""
         self.accelerator.print(f"warning: {text}")
-        self.write({"kind": "warning", "step": step, "text": text})
+        self.write({"kind": "warning", "step": step, "text": text, **others})
 
     def _describe(self, start: int, facts: Mapping[str, Any]) -> None:
         """Write the first row, and the method's warnings about the settings of the run."""
@@ -84,8 +84,12 @@ class TrainingLog:
         row |= {"devices": self.accelerator.num_processes, "device": device_name(self.accelerator.device)}
         self.write(row | vars(self.length) | dict(facts))
         known = {"rows": self.data.rows, "batch_size": batch_size, "total_steps": self.length.total_steps}
+        logged = [row.get("text") for row in self.writer.kept] if self.writer is not None else []
         for text in method.warnings(**known, optimizer=self.arguments.optimizer):
-            self.warn(start, text)
+            if text in logged:  # at an earlier start of the run
+                self.accelerator.print(f"warning: {text}")
+            else:
+                self.warn(start, text)
 
     def write_means(
         self, position: Position, sums: dict[str, torch.Tensor], output: Any, scheduled: Mapping[str, float]

@@ -103,7 +103,10 @@ class RunState:
             self.save(alone=True)
             raise
         except Exception as error:
-            self.log.warn(step, f"the evaluation after step {step} failed: {type(error).__name__}: {error}")
+            text = f"the evaluation after step {step} failed: {type(error).__name__}: {error}"
+            self.log.warn(step, text, again=True)
+            if self.stop.group is not None:  # another rank may be gone, and the next step may end this one, too
+                self.save(alone=True)
         else:
             self.evaluated(self.method, step, metrics)
             self.log.write_evaluation(step, self.evaluation_name, metrics)

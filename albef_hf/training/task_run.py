@@ -19,6 +19,7 @@ from ..data.hints import nearest_hint
 from ..data.vocabulary import check_vocabulary
 from ..evaluation.mode import evaluation_mode
 from ..evaluation.protocols import retrieval_protocol
+from ..reporting.curves import plot_curves
 from ..reporting.log import put_evaluation
 from ..reporting.model_card import write_model_card
 from ..tasks import TASKS, task_named
@@ -156,11 +157,14 @@ class TaskRun(Run):
         if self.validation is None:
             self.evaluated(method, step, {})
         elif self.measured != step:
-            metrics = self.evaluate(method)
-            if main:
+            metrics: dict[str, float] = {}
+            with attempt("the last validation", folder, step):
+                metrics = self.evaluate(method)
+            if main and metrics:
                 row = {"kind": "evaluation", "step": step, "name": self.evaluation_name, "metrics": metrics}
                 put_evaluation(folder / "log.jsonl", row)
-            self.evaluated(method, step, metrics)
+            if metrics or self.chosen.best is None:
+                self.evaluated(method, step, metrics)
         assert self.chosen.best is not None
         results: dict[str, dict[str, TaskResult]] = {}
         last_is_chosen = self.chosen.kept == step
@@ -169,13 +173,16 @@ class TaskRun(Run):
             chosen, _ = load_trained_model(self.task.model_class, str(folder / "model"))
             chosen.to(self.accelerator.device)
         for name, rows in self.tests.items():
-            results[name] = {CHOSEN: self._measure(chosen, rows, name)}
-            results[name][LAST] = results[name][CHOSEN] if last_is_chosen else self._measure(method, rows, name)
+            with attempt(f"the measurement of {name}", folder, step):
+                measured = self._measure(chosen, rows, name)
+                last = measured if last_is_chosen else self._measure(method, rows, name)
+                results[name] = {CHOSEN: measured, LAST: last}
         if not main:
             return
         save_results(folder, self.task, self.chosen.best, results, step)
         tables = {name: by_weights[CHOSEN] for name, by_weights in results.items()}
         with attempt("the report", folder, step):
+            plot_curves(folder / "log.jsonl", folder / "curves.png")
             write_model_card(folder, folder / "model", task=self.task.card(tables))
             print(f"report: {write_task_report(folder, self.task, chosen, results, self.tests)}")
 
