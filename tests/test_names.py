@@ -17,6 +17,7 @@ from helpers import tiny_batch, tiny_model
 from model_cases import TASKS, new, task_batch
 from ssl_helpers import tiny_method
 
+from albef_hf.crashtest.__main__ import parse as parse_crash_test
 from albef_hf.data.arguments import DataArguments
 from albef_hf.data.sources import BUILT_IN, CORPUS_KEYS
 from albef_hf.evaluation import RetrievalResult
@@ -244,6 +245,7 @@ def commands_and_code(path: Path) -> tuple[list[str], list[str]]:
 def test_flags_of_a_document_exist(path):
     lines, code = commands_and_code(path)
     every = set().union(*(flags_of(script.stem) for script in (ROOT / "scripts").glob("*.py")))
+    every |= set(vars(parse_crash_test(["script"])))
     for command in (part for text in (*lines, *code) for part in text.split("&&")):
         command = command.split("#")[0]
         script = re.search(r"scripts/(\w+)\.py", command)
