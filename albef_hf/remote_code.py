@@ -52,6 +52,7 @@ FILES = (
     "momentum.py",
     "processing_albef.py",
     "remote_code.py",
+    "small_resnet.py",
     "trainable.py",
     "vision_backbone.py",
 )

@@ -14,6 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from transformers.utils import ModelOutput
 
 from .configuration_albef import POOLINGS
+from .small_resnet import SmallResNetConfig as SmallResNetConfig  # registers it
 
 # Names of parameters that are tokens before the patches.
 _PREFIX_TOKENS = ("cls_token", "class_embedding", "distillation_token", "register_tokens", "cls_register_token")

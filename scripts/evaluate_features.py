@@ -33,9 +33,6 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         "--supervised_epochs", type=int, default=0, help="also train the same architecture with labels; 0: do not"
     )
     parser.add_argument("--probes", nargs="+", choices=PROBES, default=["knn", "logistic"], help="what to measure")
-    parser.add_argument(
-        "--knn_protocol", default="dino-knn", help="numbers of neighbors and temperature: dino-knn or instdisc-knn"
-    )
     parser.add_argument("--output", type=Path, help="file to append the results to, as JSON lines")
     parser.add_argument("--name", default="", help="name of the model in the output; --model where left out")
     return parser.parse_known_args(argv)
@@ -52,8 +49,6 @@ def main() -> None:
     from ssl_methods.pictures import load_pictures, saved_statistics
     from ssl_methods.supervised import train_supervised
 
-    if options.knn_protocol not in KNN_PROTOCOLS:
-        raise ValueError(f"knn_protocol must be one of {', '.join(KNN_PROTOCOLS)}, not {options.knn_protocol!r}")
     if not (options.model or options.baselines or options.supervised_epochs):
         raise ValueError("nothing to do: give --model, --baselines or --supervised_epochs")
     if arguments.threads:
@@ -91,7 +86,7 @@ def main() -> None:
         results: dict[str, Any] = {}
         if "knn" in options.probes:
             accuracies = knn_accuracy(
-                train_features, train.labels, test_features, test.labels, *KNN_PROTOCOLS[options.knn_protocol]
+                train_features, train.labels, test_features, test.labels, *KNN_PROTOCOLS[data_arguments.knn_protocol]
             )
             results |= {f"knn_{k}": value for k, value in accuracies.items()}
         if "logistic" in options.probes:

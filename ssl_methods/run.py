@@ -81,7 +81,7 @@ class ImageRun(Run):
         )
         self.pictures = load_pictures(data_arguments, self.size, self.channels)
         name = data_arguments.evaluation_dataset or data_arguments.dataset
-        self.evaluation_name = "" if self.pictures is None else f"{name}, dino-knn"
+        self.evaluation_name = "" if self.pictures is None else f"{name}, {data_arguments.knn_protocol}"
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Nearest-neighbor accuracy of the online encoder. On all ranks."""
@@ -92,7 +92,7 @@ class ImageRun(Run):
         """features: of the training and the test pictures."""
         assert self.pictures is not None
         train, test = (part.labels for part in self.pictures)
-        found = knn_accuracy(features[0], train, features[1], test, *KNN_PROTOCOLS["dino-knn"])
+        found = knn_accuracy(features[0], train, features[1], test, *KNN_PROTOCOLS[self.data_arguments.knn_protocol])
         return {f"knn_{k}": value for k, value in found.items()}
 
     def draw(self, batch: dict[str, Any], path: Path) -> Path:

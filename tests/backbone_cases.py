@@ -72,6 +72,7 @@ FAMILIES = {
     "sapiens2": VIT,
     "segformer": SEGFORMER,
     "siglip_vision_model": VIT,
+    "small_resnet": {**TWO, "embedding_size": 8, "layer_type": "basic"},
     "swiftformer": {"embed_dims": [8, 8, 16, 16], "depths": [1, 1, 1, 1]},
     "swin": SWIN,
     "swinv2": SWIN,

@@ -126,6 +126,30 @@ def test_a_square_map_as_wide_as_its_rows_is_read_by_what_grows():
     assert backbone(torch.zeros(1, 3, 28, 28)).tokens.shape == (1, 49, 7)
 
 
+def test_the_small_resnet_is_the_usual_one_behind_another_stem():
+    """He et al. 2016, section 4.2: 3 x 3 at stride 1, no pooling. The rest computes what transformers' ResNet does."""
+    fields = {"embedding_size": 8, "hidden_sizes": [8, 16, 32], "depths": [2, 1, 1], "layer_type": "basic"}
+    torch.manual_seed(0)
+    small = AutoModel.from_config(AutoConfig.for_model("small_resnet", **fields)).eval()
+    usual = AutoModel.from_config(AutoConfig.for_model("resnet", **fields)).eval()
+    usual.encoder.load_state_dict(small.encoder.state_dict())
+    stem = small.embedder.embedder
+    assert (stem.convolution.kernel_size, stem.convolution.stride, stem.convolution.padding) == (
+        (3, 3),
+        (1, 1),
+        (1, 1),
+    )
+    with torch.no_grad():
+        images = pictures(2, 32)
+        seen = torch.relu(stem.normalization(stem.convolution(images)))
+        assert seen.shape == (2, 8, 32, 32)
+        expected = usual.encoder(seen).last_hidden_state
+        torch.testing.assert_close(small(images).last_hidden_state, expected)
+    assert expected.shape == (2, 32, 8, 8)
+    spread = float(stem.convolution.weight.std())
+    assert spread == pytest.approx((2 / (8 * 9)) ** 0.5, rel=0.2)  # as in torchvision, by the fan out
+
+
 def test_pooler_and_mean_are_different_vectors():
     backbone = build("clip_vision_model", "pooler").eval()
     with torch.no_grad():

@@ -56,6 +56,16 @@ def test_byol_loss_closed_forms():
     assert byol_loss(rows, -rows).item() == pytest.approx(4)
 
 
+def test_byol_with_a_quarter_of_the_loss_is_the_mean_of_one_minus_the_cosine():
+    views = torch.rand(6, 2, 3, 16, 16)
+    whole = tiny_method("byol")
+    quarter = tiny_method("byol", loss_scale=0.25)
+    quarter.load_state_dict(whole.state_dict())
+    losses = [method(views).loss for method in (whole, quarter)]
+    assert losses[1].item() == pytest.approx(losses[0].item() / 4, rel=1e-5)
+    assert quarter.chance_losses(6)["loss"] == 1.0
+
+
 def test_byol_sums_both_directions():
     method = tiny_method("byol").double().train()
     views, draws = views_of(0)

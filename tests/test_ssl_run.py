@@ -149,6 +149,13 @@ def test_the_card_knows_the_options_that_were_left_out(tmp_path):
     assert "method_options.dim" not in card  # by default as published
 
 
+def test_neighbors_are_counted_by_the_chosen_protocol(tmp_path):
+    run_here("barlow_twins", tmp_path, max_steps=2, warmup_steps=1, knn_protocol="instdisc-knn")
+    (row,) = rows(tmp_path, "evaluation")
+    assert row["name"].endswith(", instdisc-knn")
+    assert [name for name in row["metrics"] if name.startswith("knn")] == ["knn_200"]
+
+
 def test_a_dry_run_draws_the_views(tmp_path, capsys):
     run_here("byol", tmp_path / "dry", dry_run=True)
     printed = capsys.readouterr().out

@@ -60,6 +60,7 @@ def test_every_config_is_understood(config):
         ("batch_size: many", [], "batch_size must be int, not 'many'"),
         ("", ["--queue_size", "1.5"], "queue_size must be int, not 1.5"),
         ("", ["stray"], "unexpected argument 'stray'"),
+        ("mixed_precision: no", [], "mixed_precision must be str, not False: YAML reads no, off, yes .* in quotes"),
         ("image_mean: 0.5", [], "image_mean must be list, not 0.5"),
         ("image_std: [a, 1]", [], "image_std must be a list of float, not with 'a' in it"),
         ("milestones: [true]", [], "milestones must be a list of float, not with True in it"),

@@ -100,6 +100,14 @@ class DataArguments:
             "its middle; left out, image_size. ImageNet's protocol: 256"
         },
     )
+    knn_protocol: str = field(
+        default="dino-knn",
+        metadata={
+            "help": "image-only: dino-knn (k of 10, 20, 100, 200, temperature 0.07) or instdisc-knn (k of 200, "
+            "temperature 0.1)",
+            "choices": ("dino-knn", "instdisc-knn"),
+        },
+    )
     evaluation_first_caption: bool = field(
         default=False, metadata={"help": "evaluate with the first caption of each picture only"}
     )

@@ -21,7 +21,8 @@ from ..model_folder import read_json
 from .card_facts import CITATIONS, DESCRIPTIONS, DataSource, built_in_sources
 from .card_usage import albef_usage, backbone_usage, task_usage
 from .markdown import markdown_table, markdown_text
-from .published import PUBLISHED, deviations
+from .published import deviations
+from .published_recipes import PUBLISHED
 from .run_folder import RunFolder
 
 # Arguments that make a recipe, with the words of the card. A run without a value for one has no row for it.

@@ -15,7 +15,7 @@ import yaml
 from ..data.arguments import DataArguments
 from ..data.hints import current_names, nearest_hint
 from ..reporting.card_facts import DESCRIPTIONS
-from ..reporting.published import PUBLISHED
+from ..reporting.published_recipes import PUBLISHED
 
 
 @dataclass
@@ -213,6 +213,9 @@ _SECRET_VALUE = re.compile(
 RENAMED = {"published": "published_defects"}
 
 
+_QUOTES = ": YAML reads no, off, yes and on as false and true, so put the word in quotes"
+
+
 def _convert(name: str, value: Any, argument: dataclasses.Field) -> Any:
     """Convert a YAML value, or the text of a flag, to the type of its field."""
     wanted, choices = argument.type, argument.metadata.get("choices")
@@ -239,12 +242,14 @@ def _convert(name: str, value: Any, argument: dataclasses.Field) -> Any:
     if base is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, accepted[base]) or (base is not bool and isinstance(value, bool)):
-        raise ValueError(f"{name} must be {base.__name__}, not {value!r}")
+        hint = _QUOTES if base is str and isinstance(value, bool) else ""
+        raise ValueError(f"{name} must be {base.__name__}, not {value!r}{hint}")
     if base is list:
         (kind,) = get_args(wanted)
         wrong = [each for each in value if not isinstance(each, accepted.get(kind, object)) or isinstance(each, bool)]
         if wrong and kind in accepted:
-            raise ValueError(f"{name} must be a list of {kind.__name__}, not with {wrong[0]!r} in it")
+            hint = _QUOTES if kind is str and isinstance(wrong[0], bool) else ""
+            raise ValueError(f"{name} must be a list of {kind.__name__}, not with {wrong[0]!r} in it{hint}")
     return value
 
 

@@ -30,6 +30,7 @@ _NOT_OF_TASKS = {
     "evaluation_dataset_options": "validation and tests",
     "evaluation_split": "validation and tests",
     "evaluation_first_caption": "validation and tests",
+    "knn_protocol": "nothing: tasks have their own measures",
     "evaluation_resize": "nothing: tasks see whole pictures",
     "augmentation": "augmentation_options",
     "max_caption_tokens": "nothing: each task has its published length",
