@@ -54,19 +54,21 @@ class LoadsFromOtherTasks:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Load as in transformers, but from a checkpoint of any ALBEF class, and by default from safetensors only.
+        """Load as in transformers, but from a checkpoint of any ALBEF class, and from safetensors only.
 
         The model's `loading_report` says which weights are new.
 
         Raises:
             ValueError: a file is damaged, missing, outside its folder, or of another model; names it.
+            ValueError: `use_safetensors` is false.
         """
         name = pretrained_model_name_or_path
         model_class: Any = cls
         folder = Path(str(name), kwargs.get("subfolder") or "")
         if name is not None and folder.is_dir() and kwargs.get("config") is None:
             check_model_folder(folder, model_class.config_class.model_type)
-        kwargs.setdefault("use_safetensors", True)
+        if not kwargs.setdefault("use_safetensors", True):
+            raise ValueError("only safetensors are read, since other files are unpickled: leave use_safetensors out")
         with_report = kwargs.pop("output_loading_info", False)
         checkpoint_config: Any = kwargs.get("config")
         if name is not None and issubclass(model_class.config_class, AlbefConfig):

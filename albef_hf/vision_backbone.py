@@ -110,7 +110,10 @@ class VisionBackbone(nn.Module):
         if self.masks:  # it would mask at random, in evaluation too
             config = copy.deepcopy(config)
             config.mask_ratio = 0.0
-        self.backbone: PreTrainedModel = AutoModel.from_config(config, trust_remote_code=False, **options)
+        try:
+            self.backbone: PreTrainedModel = AutoModel.from_config(config, trust_remote_code=False, **options)
+        except TypeError as error:  # an argument that timm's model does not take
+            raise ValueError(f"a {config.model_type!r} model cannot be built of these fields: {error}") from error
         if config.model_type == "timm_wrapper":
             _start_as_in_timm(self.backbone)
         self.interpolates = "interpolate_pos_encoding" in inspect.signature(self.backbone.forward).parameters

@@ -15,11 +15,11 @@ from albef_hf.training.task_arguments import TASK_GROUPS
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(description=__doc__, add_help=False, allow_abbrev=False)
     parser.add_argument("--model", help="folder or Hub id of the model to measure")
     parser.add_argument("--protocol", help="protocol of a published retrieval result, see docs/downstream.md")
     options, rest = parser.parse_known_args()
-    _, data_arguments, arguments, task_arguments = parse_arguments(rest, TASK_GROUPS)
+    _, data_arguments, arguments, task_arguments = parse_arguments(rest, TASK_GROUPS, parser)
     if options.model is None:
         raise ValueError("say which model to measure: --model FOLDER")
     from albef_hf.training.task_run import evaluate_saved

@@ -21,8 +21,8 @@ from albef_hf.training.arguments import parse_arguments
 PROBES = ("knn", "logistic", "linear")
 
 
-def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def own_flags() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, add_help=False, allow_abbrev=False)
     parser.add_argument(
         "--model", help="folder or Hub id of the model; where left out, only the baselines are measured"
     )
@@ -35,12 +35,13 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--probes", nargs="+", choices=PROBES, default=["knn", "logistic"], help="what to measure")
     parser.add_argument("--output", type=Path, help="file to append the results to, as JSON lines")
     parser.add_argument("--name", default="", help="name of the model in the output; --model where left out")
-    return parser.parse_known_args(argv)
+    return parser
 
 
 def main() -> None:
-    options, rest = parse(sys.argv[1:])
-    model_arguments, data_arguments, arguments = parse_arguments(rest)
+    parser = own_flags()
+    options, rest = parser.parse_known_args()
+    model_arguments, data_arguments, arguments = parse_arguments(rest, script=parser)
     import torch
 
     from albef_hf.evaluation.probes import KNN_PROTOCOLS, knn_accuracy, linear_probe, logistic_regression

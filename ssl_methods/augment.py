@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch import nn
 
-from albef_hf.data.augmentation import GRAY_WEIGHTS, random_crop
+from albef_hf.data.augmentation import GRAY_WEIGHTS, check_probability, check_range, random_crop
 from albef_hf.data.hints import current_names, nearest_hint
 
 
@@ -54,6 +54,23 @@ class ViewRecipe:
     attempts: int = 10
     cut_to_fit: bool = False
     interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ValueError: a probability beyond 0 .. 1, a range that is none, or an unknown interpolation.
+        """
+        for name in ("jitter_probability", "gray", "blur", "solarize", "flip"):
+            check_probability(name, getattr(self, name))
+        check_range("scale", self.scale, 1.0)
+        check_range("blur_sigma", self.blur_sigma)
+        if len(self.jitter) != 4 or min(self.jitter) < 0 or self.jitter[3] > 0.5:
+            raise ValueError(
+                f"augmentation_options: jitter must be four numbers from 0, the last up to 0.5: {self.jitter}"
+            )
+        if self.interpolation not in ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"):
+            raise ValueError(f"augmentation_options: interpolation is bilinear or bicubic, not {self.interpolation!r}")
 
 
 _V1 = ViewRecipe(jitter=(0.4, 0.4, 0.4, 0.4), jitter_probability=1.0, gray_first=True)

@@ -30,6 +30,8 @@ from .pictures import image_processor, load_pictures, pixel_statistics
 
 # Arguments of ALBEF that an image-only method has too, under `method_options`.
 _INSIDE_OPTIONS = ("projection_dim", "queue_size", "momentum", "temperature")
+# Arguments of ALBEF that an image-only method has nothing of.
+_OF_ALBEF = ("model_path", "text_model", "text_config", "tokenizer")
 
 
 def build_method(arguments: ModelArguments) -> ImageMethod:
@@ -45,6 +47,11 @@ def build_method(arguments: ModelArguments) -> ImageMethod:
     for name in _INSIDE_OPTIONS:
         if getattr(arguments, name) != defaults[name]:
             raise ValueError(f"{name} is ALBEF's; give {arguments.method} its own inside method_options")
+    given = [name for name in _OF_ALBEF if getattr(arguments, name)]
+    if given:
+        raise ValueError(
+            f"{', '.join(given)}: {arguments.method} trains an image encoder alone; it starts from vision_model"
+        )
     return method(build_vision_backbone(arguments), **arguments.method_options)
 
 

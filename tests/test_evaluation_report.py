@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 from html.parser import HTMLParser
 
 import datasets
@@ -15,6 +16,7 @@ from albef_hf.evaluation import RetrievalResult
 from albef_hf.reporting.curves import draw_curves, plot_curves
 from albef_hf.reporting.log import RunLog, read_log
 from albef_hf.reporting.report import write_report
+from albef_hf.tasks.classification import classification_result, confusion_section
 
 EVIL = '<script>alert(1)</script><img src="http://evil.example/x.png">'
 RUN = {
@@ -217,6 +219,22 @@ def test_each_loss_is_drawn_with_its_chance_level(tmp_path):
         "redundancy": (2.5, "chance 2.5"),
         "Retrieval R@10: toys": (0.1, "chance 10.00%"),
     }
+
+
+@pytest.mark.parametrize(("peak", "scale"), [(90.0, "log"), (20.0, "linear")])
+def test_gradient_norms_far_above_the_usual_one_are_drawn_on_a_log_scale(tmp_path, peak, scale):
+    rows = [train_row(step, gradient_norm=peak if step == 3 else 1.0) for step in range(1, 12)]
+    write_log(tmp_path / "log.jsonl", [RUN, *rows])
+    (axes,) = (
+        axes for axes in draw_curves(read_log(tmp_path / "log.jsonl")).axes if "norm" in axes.get_title("left").lower()
+    )
+    assert axes.get_yscale() == scale
+
+
+def test_the_confusion_matrix_has_shares_by_row_and_none_where_there_are_no_rows():
+    result = classification_result("toys", [0, 1, 1, 1], [0, 0, 1, 1], ["cat", "dog", "fox"], [])
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", confusion_section(result))
+    assert cells == ["1", "1", "0", "50.0%", "0", "2", "0", "100.0%", "0", "0", "0", "no rows"]
 
 
 def test_a_total_that_is_no_sum_of_parts_has_no_chance_level():

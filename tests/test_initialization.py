@@ -196,6 +196,14 @@ def test_a_text_model_without_a_tokenizer_of_its_own(tmp_path):
         built(text_model=str(tmp_path / "one"))
 
 
+def test_a_damaged_tokenizer_is_not_taken_for_none(tmp_path):
+    """The English vocabulary would be taken in its place, silently, if it had as many words."""
+    saved_encoder(tmp_path, "bert")
+    (tmp_path / "tokenizer.json").write_text('{"version": "1.0", "model')
+    with pytest.raises(ValueError, match="tokenizer of text_model .* cannot be read .tokenizer.json.: .* Mend these"):
+        built(text_model=str(tmp_path))
+
+
 OTHERS = {
     "distilbert": (DistilBertConfig(dim=16, n_layers=2, n_heads=2, hidden_dim=32, vocab_size=30), "bert-base-uncased"),
     "mpnet": (MPNetConfig(**SMALL, vocab_size=30), "all-MiniLM-L6-v2"),

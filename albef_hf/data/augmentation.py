@@ -1,5 +1,6 @@
 """Augmentation of pictures for pre-training. Every random choice comes from the generator that is passed in."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,6 +28,23 @@ AUGMENTATIONS: dict[str, dict[str, Any]] = {
 FORMER_OPTIONS = {"colours": "colors"}
 FILL = (128, 128, 128)
 GRAY_WEIGHTS = (0.299, 0.587, 0.114)  # ITU-R 601
+
+
+def check_probability(name: str, value: Any) -> None:
+    """Raises: ValueError where it is not within 0 .. 1."""
+    if not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ValueError(f"augmentation_options: {name} is a probability within 0 .. 1, not {value!r}")
+
+
+def check_range(name: str, value: Any, highest: float = math.inf) -> None:
+    """Raises: ValueError where it is not two numbers, the smaller first, above 0 and up to `highest`."""
+    pair = value if isinstance(value, (list, tuple)) else ()
+    numbers = len(pair) == 2 and all(isinstance(each, int | float) for each in pair)
+    if not numbers or not 0 < pair[0] <= pair[1] <= highest:
+        limit = "" if highest == math.inf else f" and up to {highest:g}"
+        raise ValueError(
+            f"augmentation_options: {name} must be two numbers above 0{limit}, the smaller first, not {value!r}"
+        )
 
 
 def _affine(image: Image.Image, matrix: Sequence[float], fill: tuple[int, int, int] = FILL) -> Image.Image:
@@ -142,6 +160,9 @@ def build_augmentation(
         if key not in OPTIONS:
             raise ValueError(f"unknown augmentation_options {key!r}; {nearest_hint(key, OPTIONS)}")
     chosen = OPTIONS | AUGMENTATIONS[name] | options
+    check_probability("flip", chosen["flip"])
+    if chosen["scale"] is not None:
+        check_range("scale", chosen["scale"], 1.0)
     mean, std = torch.tensor(image_mean)[:, None, None], torch.tensor(image_std)[:, None, None]
 
     def augment(image: Image.Image, generator: np.random.Generator) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """Opening of data sets of every kind: built in, folders, files, and the Hub."""
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +102,9 @@ def open_dataset(
     files: list[Path] = []
     try:
         if dataset in BUILT_IN:
-            loaded: Any = BUILT_IN[dataset](**options)
+            loader: Any = BUILT_IN[dataset]
+            check_keys(options, list(inspect.signature(loader).parameters), f"dataset_options of {dataset}")
+            loaded: Any = loader(**options)
         elif (path / "state.json").exists() or (path / "dataset_dict.json").exists():
             loaded = datasets.load_from_disk(str(path))
         elif path.is_dir() and not _is_configured(path):

@@ -160,7 +160,7 @@ def confusion_section(result: TaskResult) -> str:
     """The confusion matrix of a `classification_result` as a section of the report."""
     labels = result.details["labels"]
     lines = [
-        [label, *(f"{count:,}" for count in counts), f"{counts[row] / max(1, sum(counts)):.1%}"]
+        [label, *(f"{count:,}" for count in counts), f"{counts[row] / sum(counts):.1%}" if sum(counts) else "no rows"]
         for row, (label, counts) in enumerate(zip(labels, result.details["confusion"], strict=True))
     ]
     heads = ["true class", *(f"predicted: {label}" for label in labels), "accuracy"]

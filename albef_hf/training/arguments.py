@@ -16,6 +16,7 @@ from ..data.arguments import DataArguments
 from ..data.hints import current_names, nearest_hint
 from ..reporting.card_facts import DESCRIPTIONS
 from ..reporting.published_recipes import PUBLISHED
+from .limits import check_limits, read_settings
 
 
 @dataclass
@@ -253,8 +254,15 @@ def _convert(name: str, value: Any, argument: dataclasses.Field) -> Any:
     return value
 
 
-def parse_arguments(argv: list[str] | None = None, groups: tuple[Any, ...] = GROUPS) -> tuple[Any, ...]:
+def parse_arguments(
+    argv: list[str] | None = None,
+    groups: tuple[Any, ...] = GROUPS,
+    script: argparse.ArgumentParser | None = None,
+) -> tuple[Any, ...]:
     """`[CONFIG.yaml] [--key value ...]` -> the groups of arguments, by default those of pre-training.
+
+    Args:
+        script: further flags for --help, which the script has read before.
 
     Raises:
         ValueError: the file does not exist, or there is an unknown key or a value of the wrong type, in the file or on
@@ -262,7 +270,11 @@ def parse_arguments(argv: list[str] | None = None, groups: tuple[Any, ...] = GRO
     """
     fields = {f.name: f for group in groups for f in dataclasses.fields(group)}
     parser = argparse.ArgumentParser(
-        allow_abbrev=False, formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=110)
+        description=script.description if script else None,
+        parents=[script] if script else [],
+        usage="%(prog)s [CONFIG.yaml] [--key value ...]",
+        allow_abbrev=False,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=34, width=110),
     )
     parser.add_argument("config", nargs="?", help="YAML file with any of the keys below")
     for group in groups:
@@ -287,8 +299,7 @@ def parse_arguments(argv: list[str] | None = None, groups: tuple[Any, ...] = GRO
         if not path.is_file():
             beside = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
             raise ValueError(f"no such file: {path}; {nearest_hint(path.name, beside)}")
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        loaded = current_names(loaded, RENAMED, str(path))
+        loaded = current_names(read_settings(path), RENAMED, str(path))
         for name in loaded:
             if name not in fields:
                 raise ValueError(f"{path}: unknown key {name!r}; {nearest_hint(str(name), fields, 'see --help')}")
@@ -296,6 +307,7 @@ def parse_arguments(argv: list[str] | None = None, groups: tuple[Any, ...] = GRO
     values |= {name: value for name, value in vars(parsed).items() if name in fields and value is not None}
     converted = {name: _convert(name, value, fields[name]) for name, value in values.items()}
     for name, value in converted.items():
+        check_limits(name, value)
         if f"'{REDACTED}'" in repr(value):
             raise ValueError(f"{name} holds {REDACTED} in place of a secret that was not written down: give it anew")
     return tuple(

@@ -194,9 +194,19 @@ def _name_classes(config: Any, classes: Sequence[str] | None) -> None:
         config.label2id = {name: number for number, name in enumerate(classes)}
 
 
+# What a model to start from has of its own.
+_OF_THE_MODEL = ("vision_model", "vision_config", "text_model", "text_config", "tokenizer")
+
+
 def _load_task_model(
     model_class: type[Model], path: str, arguments: ModelArguments, classes: Sequence[str] | None = None
 ) -> tuple[Model, AlbefProcessor]:
+    given = [name for name in _OF_THE_MODEL if getattr(arguments, name)]
+    if given:
+        raise ValueError(
+            f"{', '.join(given)} would have no effect: {path} has encoders and a tokenizer of its own. Leave "
+            "them out, or leave out model_path"
+        )
     try:
         config = AlbefConfig.from_pretrained(path)
         for name in _RECIPE:

@@ -1,6 +1,7 @@
 """Text encoders of the BERT and RoBERTa families as the text model of ALBEF: configuration, weights and tokenizer."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -171,9 +172,21 @@ def choose_tokenizer(named: str | None, text_model: str | None) -> Any:
     return chosen
 
 
+_TOKENIZER_FILES = (
+    "tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model", "spiece.model",
+)  # fmt: skip
+
+
 def _own_tokenizer(text_model: str) -> Any:
+    folder = text_folder(text_model)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(text_folder(text_model), **NO_CODE)
-    except (OSError, ValueError, TypeError, KeyError):
+        tokenizer = AutoTokenizer.from_pretrained(folder, **NO_CODE)
+    except Exception as error:  # the tokenizers library raises nothing more special
+        there = [name for name in _TOKENIZER_FILES if (Path(folder) / name).is_file()]
+        if there:
+            raise ValueError(
+                f"the tokenizer of text_model {text_model} cannot be read ({', '.join(there)}): {error}. Mend these "
+                "files, or remove them and name another tokenizer with the same words"
+            ) from error
         return None
     return tokenizer if len(tokenizer) > 10 else None  # what is made of no files knows special tokens only

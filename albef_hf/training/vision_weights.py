@@ -1,5 +1,6 @@
 """Image encoders to start from: their configuration at the size of the pictures, and their weights."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import timm
@@ -58,6 +59,16 @@ def _load_source(name: str) -> tuple[PreTrainedConfig, dict[str, torch.Tensor]]:
     return part.config, {key: value for key, value in part.state_dict().items() if prefix + key not in missing}
 
 
+def _check_fields(model_type: str, given: Mapping[str, Any]) -> None:
+    """Check the names of fields. transformers would take any name, and change nothing."""
+    example = CONFIG_MAPPING[model_type]()
+    known = {*vars(example), *type(example).attribute_map, "model_type", "model_args", "architecture", "do_pooling"}
+    for name in given:
+        if name not in known:
+            hint = nearest_hint(name, sorted(known), f"see {type(example).__name__}")
+            raise ValueError(f"vision_config: a {model_type!r} model has no field {name!r}; {hint}")
+
+
 def vision_fields(arguments: ModelArguments) -> tuple[dict[str, Any], dict[str, torch.Tensor] | None]:
     """The fields of the image encoder's configuration, and the weights to start from, if there are any.
 
@@ -78,6 +89,7 @@ def vision_fields(arguments: ModelArguments) -> tuple[dict[str, Any], dict[str, 
         raise ValueError(f"vision_config needs a model_type, for example vit, resnet or timm_wrapper: {fields}")
     if model_type not in CONFIG_MAPPING:
         raise ValueError(f"unknown model_type {model_type!r}; {nearest_hint(model_type, CONFIG_MAPPING)}")
+    _check_fields(model_type, arguments.vision_config)
     set_image_size(fields, arguments.image_size)
     return fields, weights
 
