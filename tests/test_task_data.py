@@ -90,6 +90,28 @@ def evaluated(task, rows, processor, batch_size=64, **options):
 
 
 @pytest.mark.parametrize(
+    ("task", "column"),
+    [
+        ("visual_entailment", "sentence"),
+        ("image_text_classification", "sentence"),
+        ("visual_reasoning", "sentence"),
+        ("question_answering", "question"),
+        ("grounding", "text"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("value", "kind"), [(3, "int64"), (["a cat"], "lists of string"), ({"en": "a cat"}, "mappings"), (None, "null")]
+)
+def test_a_column_without_texts_is_refused_by_name_and_type_before_training(lists, task, column, value, kind):
+    def change(rows):
+        for row in rows:
+            row[column] = value
+
+    with pytest.raises(ValueError, match=f"column '{column}' holds {kind}, but one text a row is needed"):
+        rows_of(lists, task, change)
+
+
+@pytest.mark.parametrize(
     ("task", "names"),
     [
         ("retrieval", PAIRS),
@@ -208,7 +230,7 @@ BAD = [
     ("visual_reasoning", "images", ["0.png"], "images: two are needed, there are 1"),
     ("visual_reasoning", "label", "maybe", "label 'maybe' is none of false, true"),
     ("visual_entailment", "sentence", "...", "sentence: no words"),
-    ("grounding", "text", None, "expression: no words in None"),
+    ("grounding", "text", None, "expression: None is no text"),
 ]
 
 

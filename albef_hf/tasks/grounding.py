@@ -39,6 +39,7 @@ class Grounding(PairTask):
     name = "grounding"
     model_class = AlbefForImageTextRetrieval
     needed = {"image": "image", "expression": "text"}
+    text_columns = ("expression",)
     optional = {"image_id": "image_id", "box": "bbox", "proposals": "proposals"}
     crop = None  # a crop could cut off what the expression refers to
     description = (

@@ -41,6 +41,7 @@ class QuestionAnswering(Task):
     name = "question_answering"
     model_class = AlbefForQuestionAnswering
     needed = {"image": "image", "question": "question"}
+    text_columns = ("question",)
     optional = {
         "answers": "answer",
         "question_id": "question_id",

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ..data.augmentation import build_augmentation
+from ..data.fields import is_text, type_name
 from ..data.images import BadImage, decode_image
 from ..data.sources import BUILT_IN, check_keys, load_columns
 from ..modeling_albef_loading import AlbefPreTrainedModel
@@ -34,6 +35,7 @@ class Task:
         metric: the entry of `TaskResult.metrics` that chooses the weights; higher is better.
         needed, optional: our column -> its name in the publication's JSON lists. Rows of the task have our names;
             optional columns may be missing.
+        text_columns: columns with one text a row.
         image_columns: columns with a picture or a list of pictures.
         crop: smallest and largest share of the picture's area that a training sample shows; None: the whole picture.
         max_tokens: longer texts are cut to this many tokens. As published, 512 cuts none.
@@ -53,6 +55,7 @@ class Task:
     model_class: type[AlbefPreTrainedModel]
     metric = "accuracy"
     needed: Mapping[str, str]
+    text_columns: Sequence[str] = ()
     optional: Mapping[str, str] = {}
     image_columns: Sequence[str] = ("image",)
     crop: tuple[float, float] | None = (0.5, 1.0)
@@ -106,6 +109,12 @@ class Task:
         needed, optional = cls.source_columns(dataset, dict(columns or {}))
         rows, folder = load_columns(dataset, needed, optional, split=split, revision=revision, options=options)
         root = Path(image_root).expanduser() if image_root is not None else folder
+        for name in cls.text_columns:
+            if not is_text(feature := rows.features[name]) and type(feature).__name__ != "Json":  # of mixed types
+                source = needed.get(name, name)
+                raise ValueError(
+                    f"{dataset}, column {source!r} holds {type_name(feature)}, but one text a row is needed"
+                )
         rows = cls.name_labels(cls.complete_rows(rows, dataset), dataset, label_names)
         return complete_paths(rows, cls.image_columns, root, image_suffix)
 
@@ -190,7 +199,9 @@ class Task:
             BadImage: it has no words.
         """
         value = row[column]
-        if not isinstance(value, str) or not self.processor.clean_caption(value):
+        if not isinstance(value, str):
+            raise BadImage(f"{column}: {value!r} is no text")
+        if not self.processor.clean_caption(value):
             raise BadImage(f"{column}: no words in {value!r}")
         return value
 

@@ -17,6 +17,7 @@ class VisualEntailment(ClassifyingTask):
     model_class: type[AlbefPreTrainedModel] = AlbefForVisualEntailment
     needed = {"image": "image", "sentence": "sentence", "label": "label"}
     optional = {"identifier": "identifier"}
+    text_columns = ("sentence",)
     description = "Says whether a picture contradicts a sentence, leaves it open, or entails it."
     usage = ('inputs = processor(images=picture, text="there is a tree")', *PRINT_CLASSES)
 

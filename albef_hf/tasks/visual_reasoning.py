@@ -23,6 +23,7 @@ class VisualReasoning(ClassifyingTask):
     model_class = AlbefForVisualReasoning
     needed = {"images": "images", "sentence": "sentence", "label": "label"}
     optional = {"identifier": "identifier"}
+    text_columns = ("sentence",)
     image_columns = ("image_0", "image_1", "images")
     description = "Says whether a sentence is true of two pictures."
     usage = (
