@@ -9,6 +9,7 @@ file. It ends with 0 if all is as it should be, and otherwise with 1.
 """
 
 import argparse
+import os
 import shutil
 import sys
 import time
@@ -107,6 +108,8 @@ def main(argv: list[str] | None = None) -> int:
     chosen_groups(arguments)
     if not arguments.script.endswith(".py") or not Path(arguments.script).is_file():
         raise ValueError(f"{arguments.script!r} is no script: give, e.g., scripts/pretrain.py and its configuration")
+    if not hasattr(os, "fork"):
+        raise ValueError("the crash test forks processes, which this system cannot: run it on Linux or macOS")
     folder, steps = own_folder(Path(arguments.folder)), max(8, arguments.steps)
     save_every = (steps - 1) // 2
     short = {"max_steps": steps, "save_every": save_every, "evaluate_every": steps // 2, "log_every": 2}

@@ -16,6 +16,8 @@ from .trials import Bench, Group, last_lines, spread
 # Settings that change nothing of the final state, with another value.
 FREE = {"workers": 1, "log_every": 3, "save_every": 4, "evaluate_every": 3, "keep_checkpoints": 1, "keep_every": 2}
 
+# How differences of the final state begin, beside those of rows, reports and weights chosen at other steps.
+STATE = ("the last checkpoint", "model: ", "optimizer: ", "progress: step", "progress: position", "progress: guard")
 SEEDS = ("random numbers", "learning rates")  # what `inside.describe` writes of each step
 
 
@@ -43,14 +45,12 @@ def circumstances(bench: Bench, number: int) -> Group:
     for key, value in spread(FREE.items(), number):
         bench.from_middle()
         outcome = bench.recipe.attempt("--resume=auto", f"--{key}={value}")
-        wrong = [] if outcome.complete else [last_lines(outcome.text)]
-        found = wrong or differences(bench.reference, bench.recipe.run, disturbed=True)
-        expected = ("log:", "config.yaml", "report.html", "progress: log", "evaluations/", "model/")
-        group.count(
-            f"{key} = {value}", [line for line in found if not (key != "workers" and line.startswith(expected))]
-        )
+        found = differences(bench.reference, bench.recipe.run, disturbed=True) if outcome.complete else []
+        wrong = [line for line in found if key == "workers" or line.startswith(STATE)]
+        group.count(f"{key} = {value}", wrong if outcome.complete else [last_lines(outcome.text)])
     others = {key: other_value(key, settings(bench).get(key)) for key in sorted(FIXED)}
-    group.uncovered += [f"{key}: no other value is known" for key, other in others.items() if other is None]
+    unknown = [key for key, other in others.items() if other is None]
+    group.uncovered.append(f"settings of which no other value is known: {', '.join(unknown)}")
     for key, other in spread(((key, other) for key, other in others.items() if other is not None), number):
         bench.from_middle()
         before = fingerprint(bench.recipe.run)
