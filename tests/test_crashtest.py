@@ -86,15 +86,20 @@ def undisturbed(tmp_path_factory):
     return folder
 
 
-def tensors(file, change):
+def within(file, change):
+    """Change a file of the last checkpoint, given its content, and its manifest with it."""
+
     def changed(folder):
         path = folder / "checkpoints" / "step-00000004" / file
-        state = load_file(path)
-        change(state)
-        save_file(state, path)
+        content = json.loads(path.read_text()) if path.suffix == ".json" else load_file(path)
+        change(content)
+        if path.suffix == ".json":
+            path.write_text(json.dumps(content))
+        else:
+            save_file(content, path)
         entries = json.loads((path.parent / "manifest.json").read_text())
-        size, digest = path.stat().st_size, file_digest(path)
-        (path.parent / "manifest.json").write_text(json.dumps(entries | {file: {"bytes": size, "sha256": digest}}))
+        entries[file] = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+        (path.parent / "manifest.json").write_text(json.dumps(entries))
 
     return changed
 
@@ -104,12 +109,17 @@ def text(name, old, new):
 
 
 NOTICED = {
-    "model: queue.cursor": tensors("model.safetensors", lambda state: state["queue.cursor"].add_(1)),
-    "model: online.0.bias": tensors("model.safetensors", lambda state: state["online.0.bias"][0].neg_()),
-    "model: copy.updates": tensors("model.safetensors", lambda state: state.pop("copy.updates")),
-    "optimizer: online.0.weight/exp_avg": tensors(
+    "model: queue.cursor": within("model.safetensors", lambda state: state["queue.cursor"].add_(1)),
+    "model: online.0.bias": within("model.safetensors", lambda state: state["online.0.bias"][0].neg_()),
+    "model: copy.updates": within("model.safetensors", lambda state: state.pop("copy.updates")),
+    "optimizer: online.0.weight/exp_avg": within(
         "optimizer.safetensors", lambda state: state["online.0.weight/exp_avg"][1].mul_(1 + 1e-6)
     ),
+    "model: queue.ids": within(
+        "model.safetensors", lambda state: state.update({"queue.ids": state["queue.ids"].int()})
+    ),
+    "progress: guard.in_row": within("progress.json", lambda progress: progress["guard"].pop("in_row")),
+    "progress: scaler.scale": within("progress.json", lambda progress: progress.update(scaler={"scale": 2.0})),
     "the last checkpoint is step-00000002, not step-00000004": lambda folder: shutil.rmtree(
         folder / "checkpoints" / "step-00000004"
     ),
