@@ -98,6 +98,24 @@ def test_a_used_folder_is_refused_moved_aside_or_gone_on_with(tmp_path):
     assert (tmp_path / "replaced-1" / "checkpoints" / "step-00000003").exists() and (tmp_path / "notes.txt").exists()
 
 
+def test_a_start_that_is_killed_while_it_moves_a_run_aside_leaves_nothing_to_go_on_with(tmp_path, monkeypatch):
+    """Otherwise the next start would go on from a checkpoint of the old run, whose log is gone."""
+    saved(tmp_path / "checkpoints", 3)
+    (tmp_path / "log.jsonl").write_text("{}\n")
+    rename, moved = os.rename, []
+
+    def killed(*paths):
+        if moved:
+            raise KeyboardInterrupt
+        moved.append(rename(*paths))
+
+    monkeypatch.setattr(os, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        claim(tmp_path, False, True, Accelerator()).__enter__()
+    with claim(tmp_path, "auto", False, Accelerator()) as begun:
+        assert begun.checkpoint is None
+
+
 HOLDER = """
 import sys, time
 from pathlib import Path

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from .changes import circumstances, controls, reload
+from .changes import circumstances, controls, overwrites, reload
 from .runs import Recipe
 from .trials import Bench, Group, damages, file_calls, kills, poisons, signals
 
 MARK = "crashtest.txt"
-GROUPS = ("reload", "kills", "calls", "writes", "signals", "damages", "poisons", "changes", "controls")
+GROUPS = ("reload", "kills", "calls", "writes", "signals", "overwrites", "damages", "poisons", "changes", "controls")
 NEVER = (
     "power loss and other losses of what the system had not written to the disk",
     "curves.png and times, which differ from run to run",
@@ -86,6 +86,7 @@ def try_all(bench: Bench, arguments: argparse.Namespace) -> list[Group]:
         "calls": lambda: [file_calls(bench, arguments.calls, "exit")],
         "writes": lambda: [file_calls(bench, arguments.writes, kind) for kind in ("ENOSPC", "EIO")],
         "signals": lambda: [signals(bench, arguments.signals, tuple(arguments.workers))],
+        "overwrites": lambda: [overwrites(bench, arguments.each)],
         "damages": lambda: [damages(bench, arguments.each)],
         "poisons": lambda: [poisons(bench, arguments.each)],
         "changes": lambda: [circumstances(bench, arguments.each)],
