@@ -27,6 +27,7 @@ from albef_hf.training.identity import claim
 from albef_hf.training.loop import StepGuard, build_accelerator, train
 from albef_hf.training.optimization import build_optimizer
 from albef_hf.training.position import Length, Position, run_length
+from albef_hf.training.run_log import TrainingLog
 from albef_hf.training.stopping import StopSignal
 
 # -- checkpoints ------------------------------------------------------------------------------------------------------
@@ -337,6 +338,33 @@ def test_warnings_about_the_settings_are_in_the_log_once(tmp_path, monkeypatch, 
     warned = [row["text"] for row in read_lines(tmp_path / "log.jsonl") if row["kind"] == "warning"]
     assert warned == ["too small", "too large"]
     assert capsys.readouterr().out.count("warning: too small") == 2
+
+
+@pytest.mark.parametrize("where", ["evaluated", "write_evaluation", "write_means"])
+def test_a_signal_after_a_save_was_due_saves_the_step(tmp_path, monkeypatch, where):
+    """While the best weights or the log are written, and between a step and what is due after it."""
+
+    def stop_here(*_, **__):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def means(*_):
+        stop_here()
+        return {"skipped_steps": 0, "steps": 2, "worst": 0}
+
+    options = {"evaluate": lambda method: {"accuracy": 1.0}}
+    if where == "evaluated":
+        options["evaluated"] = stop_here
+    else:
+        monkeypatch.setattr(TrainingLog, where, means)
+    method = Full()
+    method.factors = [1.0] * 4
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), max_steps=4, evaluate_every=2, log_every=2, warmup_steps=0, report_to="none"
+    )
+    with pytest.raises(SystemExit) as stopped:
+        train(method, Rows(), arguments, build_accelerator(arguments), **options)
+    assert stopped.value.code == 143
+    assert [step_of(path) for path in saved_checkpoints(tmp_path / "checkpoints")] == [2]
 
 
 def test_where_an_evaluation_of_several_ranks_fails_the_step_before_it_is_saved(tmp_path, monkeypatch):
