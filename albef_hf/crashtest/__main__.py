@@ -38,9 +38,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--writes", type=int, default=10, help="file calls that fail, -1: all (default: 10)")
     parser.add_argument("--signals", type=int, default=12, help="requests to stop (default: 12)")
     parser.add_argument("--each", type=int, default=-1, help="trials of each other kind, -1: all (default: -1)")
-    parser.add_argument(
-        "--workers", type=int, nargs="+", default=[0, 2], help="data workers of the runs that get signals"
-    )
+    parser.add_argument("--workers", default="0,2", help="data workers of the runs that get signals (default: 0,2)")
     parser.add_argument("--ranks", type=int, default=1, help="processes of a run (default: 1)")
     parser.add_argument("--steps", type=int, default=8, help="steps of a run, at least 8 (default: 8)")
     parser.add_argument("--seed", type=int, default=0, help="chooses the moments (default: 0)")
@@ -85,7 +83,7 @@ def try_all(bench: Bench, arguments: argparse.Namespace) -> list[Group]:
         "kills": lambda: [kills(bench, arguments.kills)],
         "calls": lambda: [file_calls(bench, arguments.calls, "exit")],
         "writes": lambda: [file_calls(bench, arguments.writes, kind) for kind in ("ENOSPC", "EIO")],
-        "signals": lambda: [signals(bench, arguments.signals, tuple(arguments.workers))],
+        "signals": lambda: [signals(bench, arguments.signals, tuple(map(int, arguments.workers.split(","))))],
         "overwrites": lambda: [overwrites(bench, arguments.each)],
         "damages": lambda: [damages(bench, arguments.each)],
         "poisons": lambda: [poisons(bench, arguments.each)],
