@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from training_helpers import trained
 
-from albef_hf.crashtest.__main__ import main
+from albef_hf.crashtest.command import main
 from albef_hf.crashtest.compare import differences
 from albef_hf.crashtest.damage import DAMAGES
 from albef_hf.data.hashing import file_digest
