@@ -7,18 +7,24 @@ import signal
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
+import datasets
 import pytest
 import torch
 from accelerate import Accelerator
 from helpers import tiny_batch, tiny_model
+from PIL import Image
 from safetensors import SafetensorError
 from torch import nn
 from training_helpers import Full, Rows, Small, saved, trained
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from albef_hf.data.batches import RejectionLog, TrainingData, signals_blocked
 from albef_hf.data.lines import read_lines
+from albef_hf.evaluation.retrieval_features import ImageFeatures
 from albef_hf.reporting.log import LogWriter
+from albef_hf.tasks.batches import evaluation_batches
 from albef_hf.training import checkpoints
 from albef_hf.training.arguments import TrainingArguments
 from albef_hf.training.changes import compare_settings
@@ -247,6 +253,31 @@ def test_the_workers_of_training_block_signals_and_the_training_process_does_not
     masks = next(TrainingData(Masks(), list, batch_size=2, seed=0, workers=1).batches())
     assert all({signal.SIGTERM, signal.SIGINT, signal.SIGUSR1} <= mask for mask in masks)
     assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+class SaysMask(nn.Linear):
+    """A model whose features are what its processor made of a picture: whether a worker blocks all signals to stop."""
+
+    def get_image_features(self, pixels):
+        return BaseModelOutputWithPooling(pixels.flatten(1)[:, None], pixels.flatten(1)[:, :1])
+
+
+def all_blocked(*_, **__):
+    return float({signal.SIGTERM, signal.SIGINT, signal.SIGUSR1} <= signal.pthread_sigmask(signal.SIG_BLOCK, []))
+
+
+def test_the_workers_of_evaluations_block_signals_too():
+    """An interruption from the keyboard goes to the whole process group."""
+    settings = SimpleNamespace(evaluation_batch_size=2, data=SimpleNamespace(workers=1))
+    task = SimpleNamespace(settings=settings, prepare=all_blocked, collate=lambda rows, training: rows)
+    assert list(evaluation_batches(task, [0, 1])) == [[1.0, 1.0]]
+    images = datasets.Dataset.from_dict({"image": [Image.new("RGB", (2, 2))] * 2})
+
+    def processor(images, return_tensors):
+        return {"pixel_values": torch.full((1, 3, 2, 2), all_blocked())}
+
+    features = ImageFeatures(SaysMask(1, 1), processor, images, batch_size=2, workers=1, storage=None).features
+    assert features.tolist() == [[1.0], [1.0]] and not all_blocked()
 
 
 # -- steps that do not count ------------------------------------------------------------------------------------------
