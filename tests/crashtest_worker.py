@@ -7,7 +7,7 @@ from unittest.mock import patch
 
 import torch
 
-from albef_hf.crashtest.__main__ import main
+from albef_hf.crashtest.command import main
 from albef_hf.training import run_state
 from albef_hf.training.run_state import RunState
 

@@ -7,19 +7,25 @@ import signal
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
+import datasets
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from helpers import tiny_batch, tiny_model
+from PIL import Image
 from safetensors import SafetensorError
 from torch import nn
 from training_helpers import Full, Rows, Small, saved, trained
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from albef_hf.data.batches import RejectionLog, TrainingData, signals_blocked
 from albef_hf.data.lines import read_lines
+from albef_hf.evaluation.retrieval_features import ImageFeatures
 from albef_hf.reporting.log import LogWriter
+from albef_hf.tasks.batches import evaluation_batches
 from albef_hf.training import checkpoints
 from albef_hf.training.arguments import TrainingArguments
 from albef_hf.training.changes import compare_settings
@@ -28,6 +34,7 @@ from albef_hf.training.identity import claim
 from albef_hf.training.loop import StepGuard, build_accelerator, train
 from albef_hf.training.optimization import build_optimizer
 from albef_hf.training.position import Length, Position, run_length
+from albef_hf.training.run_log import TrainingLog
 from albef_hf.training.stopping import StopSignal
 
 # -- checkpoints ------------------------------------------------------------------------------------------------------
@@ -97,6 +104,24 @@ def test_a_used_folder_is_refused_moved_aside_or_gone_on_with(tmp_path):
     with claim(tmp_path, False, True, accelerator) as begun:
         assert begun.checkpoint is None and not (tmp_path / "checkpoints").exists()
     assert (tmp_path / "replaced-1" / "checkpoints" / "step-00000003").exists() and (tmp_path / "notes.txt").exists()
+
+
+def test_a_start_that_is_killed_while_it_moves_a_run_aside_leaves_nothing_to_go_on_with(tmp_path, monkeypatch):
+    """Otherwise the next start would go on from a checkpoint of the old run, whose log is gone."""
+    saved(tmp_path / "checkpoints", 3)
+    (tmp_path / "log.jsonl").write_text("{}\n")
+    rename, moved = os.rename, []
+
+    def killed(*paths):
+        if moved:
+            raise KeyboardInterrupt
+        moved.append(rename(*paths))
+
+    monkeypatch.setattr(os, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        claim(tmp_path, False, True, Accelerator()).__enter__()
+    with claim(tmp_path, "auto", False, Accelerator()) as begun:
+        assert begun.checkpoint is None
 
 
 HOLDER = """
@@ -231,6 +256,31 @@ def test_the_workers_of_training_block_signals_and_the_training_process_does_not
     assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
+class SaysMask(nn.Linear):
+    """A model whose features are what its processor made of a picture: whether a worker blocks all signals to stop."""
+
+    def get_image_features(self, pixels):
+        return BaseModelOutputWithPooling(pixels.flatten(1)[:, None], pixels.flatten(1)[:, :1])
+
+
+def all_blocked(*_, **__):
+    return float({signal.SIGTERM, signal.SIGINT, signal.SIGUSR1} <= signal.pthread_sigmask(signal.SIG_BLOCK, []))
+
+
+def test_the_workers_of_evaluations_block_signals_too():
+    """An interruption from the keyboard goes to the whole process group."""
+    settings = SimpleNamespace(evaluation_batch_size=2, data=SimpleNamespace(workers=1))
+    task = SimpleNamespace(settings=settings, prepare=all_blocked, collate=lambda rows, training: rows)
+    assert list(evaluation_batches(task, [0, 1])) == [[1.0, 1.0]]
+    images = datasets.Dataset.from_dict({"image": [Image.new("RGB", (2, 2))] * 2})
+
+    def processor(images, return_tensors):
+        return {"pixel_values": torch.full((1, 3, 2, 2), all_blocked())}
+
+    features = ImageFeatures(SaysMask(1, 1), processor, images, batch_size=2, workers=1, storage=None).features
+    assert features.tolist() == [[1.0], [1.0]] and not all_blocked()
+
+
 # -- steps that do not count ------------------------------------------------------------------------------------------
 
 
@@ -322,6 +372,33 @@ def test_warnings_about_the_settings_are_in_the_log_once(tmp_path, monkeypatch, 
     warned = [row["text"] for row in read_lines(tmp_path / "log.jsonl") if row["kind"] == "warning"]
     assert warned == ["too small", "too large"]
     assert capsys.readouterr().out.count("warning: too small") == 2
+
+
+@pytest.mark.parametrize("where", ["evaluated", "write_evaluation", "write_means"])
+def test_a_signal_after_a_save_was_due_saves_the_step(tmp_path, monkeypatch, where):
+    """While the best weights or the log are written, and between a step and what is due after it."""
+
+    def stop_here(*_, **__):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def means(*_):
+        stop_here()
+        return {"skipped_steps": 0, "steps": 2, "worst": 0}
+
+    options = {"evaluate": lambda method: {"accuracy": 1.0}}
+    if where == "evaluated":
+        options["evaluated"] = stop_here
+    else:
+        monkeypatch.setattr(TrainingLog, where, means)
+    method = Full()
+    method.factors = [1.0] * 4
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), max_steps=4, evaluate_every=2, log_every=2, warmup_steps=0, report_to="none"
+    )
+    with pytest.raises(SystemExit) as stopped:
+        train(method, Rows(), arguments, build_accelerator(arguments), **options)
+    assert stopped.value.code == 143
+    assert [step_of(path) for path in saved_checkpoints(tmp_path / "checkpoints")] == [2]
 
 
 def test_where_an_evaluation_of_several_ranks_fails_the_step_before_it_is_saved(tmp_path, monkeypatch):

@@ -16,6 +16,9 @@ from .trials import Bench, Group, last_lines, spread
 # Settings that change nothing of the final state, with another value.
 FREE = {"workers": 1, "log_every": 3, "save_every": 4, "evaluate_every": 3, "keep_checkpoints": 1, "keep_every": 2}
 
+# How differences of the final state begin, beside those of rows, reports and weights chosen at other steps.
+STATE = ("the last checkpoint", "model: ", "optimizer: ", "progress: step", "progress: position", "progress: guard")
+MOVED = 16  # file calls in which --overwrite moves a run aside and the next begins
 SEEDS = ("random numbers", "learning rates")  # what `inside.describe` writes of each step
 
 
@@ -43,14 +46,12 @@ def circumstances(bench: Bench, number: int) -> Group:
     for key, value in spread(FREE.items(), number):
         bench.from_middle()
         outcome = bench.recipe.attempt("--resume=auto", f"--{key}={value}")
-        wrong = [] if outcome.complete else [last_lines(outcome.text)]
-        found = wrong or differences(bench.reference, bench.recipe.run, disturbed=True)
-        expected = ("log:", "config.yaml", "report.html", "progress: log", "evaluations/", "model/")
-        group.count(
-            f"{key} = {value}", [line for line in found if not (key != "workers" and line.startswith(expected))]
-        )
+        found = differences(bench.reference, bench.recipe.run, disturbed=True) if outcome.complete else []
+        wrong = [line for line in found if key == "workers" or line.startswith(STATE)]
+        group.count(f"{key} = {value}", wrong if outcome.complete else [last_lines(outcome.text)])
     others = {key: other_value(key, settings(bench).get(key)) for key in sorted(FIXED)}
-    group.uncovered += [f"{key}: no other value is known" for key, other in others.items() if other is None]
+    unknown = [key for key, other in others.items() if other is None]
+    group.uncovered.append(f"settings of which no other value is known: {', '.join(unknown)}")
     for key, other in spread(((key, other) for key, other in others.items() if other is not None), number):
         bench.from_middle()
         before = fingerprint(bench.recipe.run)
@@ -122,6 +123,24 @@ def other_samples(bench: Bench, drawn: list[str]) -> list[str]:
     expected = samples(bench.notes, ranks)[used:]
     common = min(len(drawn), len(expected))
     return [] if drawn[:common] == expected[:common] else ["other samples follow"]
+
+
+def overwrites(bench: Bench, number: int) -> Group:
+    """Exits at file calls of a start with --overwrite in the folder of another run: nothing of that run stays."""
+    group, recipe = Group("overwritten runs"), bench.recipe
+    anew = ("--resume=false", "--overwrite=true")
+    other = recipe.attempt(f"--seed={settings(bench)['seed'] + 1}")
+    used = {"another seed": recipe.keep("used"), "the same settings": bench.reference}
+    for at, what in spread(itertools.product(range(MOVED), used), number if other.complete else 0):
+        shutil.copytree(used[what], recipe.run)
+        recipe.attempt(*anew, fault=Fault("exit", at))
+        outcome = recipe.attempt("--resume=auto")
+        if not outcome.complete and ("seed: " in outcome.text or "--overwrite" in outcome.text):
+            outcome = recipe.attempt(*anew)  # refused, since what is there is of the other run
+        wrong = differences(bench.reference, recipe.run) if outcome.complete else [last_lines(outcome.text)]
+        group.count(f"call {at}, over a run of {what}", wrong)
+        bench.keep_faulty(wrong, f"overwrite-{at}")
+    return group
 
 
 def controls(bench: Bench, number: int) -> Group:

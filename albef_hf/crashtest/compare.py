@@ -12,12 +12,12 @@ from ..data.hashing import file_digest
 from ..data.lines import read_lines
 from ..training.checkpoints import check_checkpoint, saved_checkpoints
 
-# What is new in each start of a run, or measures time, or says how many workers read the data.
+# What is new in each start of a run, or measures time, or says how it was started.
 TIMES = ("seconds", "samples_per_second")
 OWN = re.compile(r"(checkpoints/.*|run\.json|run\.lock|log\.jsonl|(model/)?curves\.png|replaced-\d+/.*)")
 TIMED = re.compile(
     r'<div class="tile"><b>[^<]*</b><span>(training time|samples per second \(median\))</span></div>'
-    r'|<figure class="curves">.*?</figure>|\n\| training time \| [^\n]*|\nworkers: \d+',
+    r'|<figure class="curves">.*?</figure>|\n\| training time \| [^\n]*|\n(workers|resume|overwrite): \w+',
     re.DOTALL,
 )
 WARNED = re.compile(r"<section>\n<h2>Warnings</h2>.*?</section>\n", re.DOTALL)

@@ -3,6 +3,7 @@
 Nothing here is used by training itself: a forked process changes its own copy of the package and then runs the script.
 """
 
+import errno
 import json
 import os
 import signal
@@ -22,6 +23,7 @@ from ..momentum import FeatureQueue, MomentumCopy
 from ..training import checkpoints, loop
 from ..training.loop import StepGuard
 from ..training.run_state import RunState
+from .compare import same_bits
 
 # Calls of the file system that Python reports before it makes them; `open` only where it may write.
 FILE_CALLS = ("open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.truncate", "shutil.rmtree")
@@ -194,7 +196,7 @@ def count_file_calls(fault: Fault, tell: Callable[[str], object], folder: Path) 
         if fault.kind and count == fault.at + 1:
             if fault.kind == "exit":
                 os.kill(os.getpid(), signal.SIGKILL)
-            number = getattr(__import__("errno"), fault.kind)
+            number = getattr(errno, fault.kind)
             raise OSError(number, os.strerror(number), path)
 
     def heard(event: str, arguments: tuple[Any, ...]) -> None:
@@ -206,12 +208,9 @@ def count_file_calls(fault: Fault, tell: Callable[[str], object], folder: Path) 
             call(path)
 
     def cut(_: Any, tensors: Any, path: Path) -> None:
-        half = path.read_bytes()[: path.stat().st_size // 2]
-        try:
-            call(f"{path} (half)")
-        except OSError:
-            path.write_bytes(half)
-            raise
+        if fault.kind and count == fault.at:
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        call(f"{path} (half)")
 
     sys.addaudithook(heard)
     before(os, "fsync", lambda handle: call("fsync"))
@@ -236,7 +235,7 @@ def poison(fault: Fault, tell: Callable[[str], object], rank: int) -> None:
             states.append(state())
         if step == fault.at + 1:
             old, new = states
-            moved = [name for name in new if not torch.equal(old.get(name, torch.zeros_like(new[name])), new[name])]
+            moved = [name for name in new if not same_bits(old.get(name, torch.zeros_like(new[name])), new[name])]
             tell(f"moved {rank} {','.join(moved[:5])}")
 
     def bad() -> bool:

@@ -106,7 +106,7 @@ class Recipe:
     def moment(self, random: np.random.Generator, number: int, phases: tuple[str, ...] = PHASES) -> Strike:
         """A random moment in a random phase."""
         phase = str(random.choice([name for name in phases if self.counts[name]]))
-        count = int(random.integers(1, 1 + min(3, self.counts[phase])))
+        count = 1 + int(self.counts[phase] * random.random() ** 2)
         rank = int(random.integers(-1, self.ranks)) if self.ranks > 1 else -1
         return Strike(number, phase, count, float(random.random()), rank, bool(random.random() < 0.5))
 

@@ -213,6 +213,13 @@ def signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def started(loader: DataLoader) -> Iterator[Any]:
+    """The batches of a loader, whose workers start here and never get `STOP_SIGNALS`: these are for the process that
+    trains or measures alone."""
+    with signals_blocked():
+        return iter(loader)
+
+
 class TrainingData:
     """An endless sequence of batches. Batch i of a rank depends on (seed, i, rank, number of ranks) only.
 
@@ -286,8 +293,7 @@ class TrainingData:
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
         )
-        with signals_blocked():  # the workers start here: a signal is for the training process alone
-            return iter(loader)
+        return started(loader)
 
 
 class RejectionLog:

@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from ..data.batches import started
 from ..data.images import decode_image
 from ..gathering import gather_rows, rank, world_size
 from ..losses import full_precision
@@ -157,7 +158,7 @@ class ImageFeatures:
         pixels = PixelDataset(self.images, self.processor, self.rows or range(1))
         # With its own generator the loader leaves torch's generator alone.
         loader = DataLoader(pixels, self.batch_size, num_workers=self.workers, generator=torch.Generator())
-        for pixel_values in loader:
+        for pixel_values in started(loader):
             yield encode_pixels(self.model, pixel_values)
 
     def tokens(self) -> Iterator[tuple[int, torch.Tensor]]:

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ..data.batches import Collator, Samples, TrainingData
+from ..data.batches import Collator, Samples, TrainingData, started
 from ..data.corpora import Corpora
 from ..data.images import BadImage
 from ..evaluation.mode import failing_together
@@ -108,13 +108,14 @@ def evaluation_batches(
     Raises:
         ValueError: a row cannot be used; names the data set, the row and the column.
     """
-    yield from DataLoader(
+    loader = DataLoader(
         _EvaluationRows(task, rows, name),
         task.settings.evaluation_batch_size,
         collate_fn=partial(task.collate, training=False),
         num_workers=task.settings.data.workers,
         generator=torch.Generator(),
     )
+    yield from started(loader)
 
 
 def predict_rows(

@@ -33,8 +33,9 @@ except ImportError:  # not on Windows, where nothing keeps two runs out of one f
     fcntl = None  # type: ignore[assignment]
 
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "timm")
-# What a run writes into its folder and another would write over.
-OURS = ("run.json", "config.yaml", "versions.json", "log.jsonl", "checkpoints", "model", "evaluations", "predictions")
+# What a run writes into its folder and another would write over. It is moved aside in this order: a start that is
+# killed meanwhile leaves no checkpoint that a next start could go on from without its log.
+OURS = ("checkpoints", "model", "run.json", "config.yaml", "versions.json", "log.jsonl", "evaluations", "predictions")
 REPORTS = ("results.json", "report.html", "curves.png", "views.png", "neighbours.png", "map.png")
 
 T = TypeVar("T")

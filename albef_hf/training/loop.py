@@ -170,6 +170,8 @@ def train(
         run = RunState(method, data, arguments, accelerator, listening, StepGuard, **options)
         try:
             make_steps(run)
+            if listening.agreed and run.saved_step != run.position.step:  # the signal came after what was due
+                run.save()
         finally:
             run.guard.release()
     run.log.bar.close()

@@ -71,6 +71,7 @@ class RunState:
             self.position.load(self.position.step, self.claim.progress.get("position", {}), arguments.max_steps)
         facts = {"run": self.claim.identity["id"]} if self.claim.identity else {}
         facts |= {"changed": self.claim.changes} if self.claim.changes else {}
+        self.saved_step = self.position.step  # of the last checkpoint, or where the run began
         self.log = TrainingLog(
             self.folder / "log.jsonl", self.method, data, self.arguments, accelerator, self.position, facts
         )
@@ -127,6 +128,7 @@ class RunState:
             progress |= {"run": self.claim.identity}
             keep = self.arguments.keep_checkpoints, self.arguments.keep_every
             save_checkpoint(self.folder / "checkpoints", self.method, self.optimizer, progress, *keep)
+        self.saved_step = self.position.step
         if not alone:
             self.accelerator.wait_for_everyone()
 
