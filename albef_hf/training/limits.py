@@ -67,7 +67,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         ValueError: the file is empty, not UTF-8, not YAML, holds no keys, or one of them twice; names file and line.
     """
     try:
-        loaded = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        loaded = _Loader(path.read_text(encoding="utf-8")).get_single_data()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
     except (yaml.YAMLError, ValueError) as error:
