@@ -126,7 +126,7 @@ class Layout:
         has_copies: whether there are momentum copies.
         texts: published prefixes of the BERT bodies; each has a buffer `position_ids`.
         vocabulary_head: published prefixes of the vocabulary head, and of the BERT body that its decoder is tied to.
-        pairs: whether pairs of fusion layers share the keys and values of cross-attention (paper section 4).
+        pairs: whether pairs of fusion layers share the keys and values of cross-attention (paper section 5).
     """
 
     followed: list[Rule]

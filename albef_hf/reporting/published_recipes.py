@@ -78,7 +78,7 @@ PUBLISHED = {
         {**_RETRIEVAL, "epochs": 10, "rerank": 128},
     ),
     "vqa": Published(
-        "Li et al. 2021, section 6.1, and the released VQA.yaml",
+        "Li et al. 2021, section 6.3 and its appendix, and the released VQA.yaml",
         "from 14 million pictures, test-dev 75.84 % and test-std 76.04 %",
         "8 GPUs",
         "VQA v2 (training and validation) and Visual Genome",
@@ -86,7 +86,7 @@ PUBLISHED = {
         {**_TASK, **_WARM, "warmup_steps": 400, "epochs": 8, "ranked_answers": 128},
     ),
     "nlvr2": Published(
-        "Li et al. 2021, section 6.1, and the released NLVR.yaml",
+        "Li et al. 2021, section 6.3 and its appendix, and the released NLVR.yaml",
         "from 14 million pictures and text assignment, dev 82.55 % and test-P 83.14 %",
         "8 GPUs",
         "NLVR2",
@@ -111,7 +111,7 @@ PUBLISHED = {
         },
     ),
     "snli_ve": Published(
-        "Li et al. 2021, section 6.1, and the released VE.yaml",
+        "Li et al. 2021, section 6.3 and its appendix, and the released VE.yaml",
         "from 14 million pictures, validation 80.80 % and test 80.91 %",
         "8 GPUs",
         "SNLI-VE",
