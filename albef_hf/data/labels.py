@@ -23,9 +23,7 @@ def class_names(values: Sequence[Any], feature: Any = None, names: Sequence[str]
     known = list(names) if names is not None else feature.names if isinstance(feature, datasets.ClassLabel) else None
     twice = sorted({name for name in names or () if list(names or ()).count(name) > 1})
     if twice:
-        raise ValueError(
-            f"label_names: {', '.join(map(repr, twice))} stands there twice; each class needs its own"
-        )
+        raise ValueError(f"label_names: {', '.join(map(repr, twice))} stands there twice; each class needs its own")
     return [_class_name(value, known, row) for row, value in enumerate(values)]
 
 

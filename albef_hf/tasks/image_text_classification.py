@@ -34,9 +34,7 @@ class ImageTextClassification(VisualEntailment):
         written: dict[str, str] = {}
         for label in classes:
             if (other := written.setdefault(label.lower(), label)) != label:
-                raise ValueError(
-                    f"{cls.name}: the classes {other!r} and {label!r} differ only in capitals"
-                )
+                raise ValueError(f"{cls.name}: the classes {other!r} and {label!r} differ only in capitals")
         return classes
 
     def __init__(self, processor: AlbefProcessor, settings: TaskSettings | None = None) -> None:
