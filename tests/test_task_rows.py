@@ -127,3 +127,23 @@ def test_evaluation_checks_rows_and_folder_before_it_measures(model_folder, tmp_
     (tmp_path / "test.json").write_text(json.dumps(rows))
     with pytest.raises(ValueError, match="test has no boxes to compare with"):
         evaluate_saved(str(model_folder), None, data, arguments, task)
+
+
+def test_evaluation_may_be_repeated_and_tests_choose_nothing(model_folder, tmp_path, monkeypatch):
+    data, arguments, task = arguments_of(write_config("grounding", tmp_path, model_folder))
+    arguments.output_dir = str(tmp_path / "again")
+    (tmp_path / "again" / "evaluated").mkdir(parents=True)
+    seen = []
+
+    def measure(*_):
+        raise InterruptedError("measured")
+
+    monkeypatch.setattr(TASKS["grounding"], "check_rows", lambda _, rows, name, chooses: seen.append((name, chooses)))
+    monkeypatch.setattr(TASKS["grounding"], "measure", measure)
+    with pytest.raises(InterruptedError, match="measured"):
+        evaluate_saved(str(model_folder), None, data, arguments, task)
+    assert seen == [("test", False)]
+
+
+def test_a_box_of_one_pixel_is_a_box(processor, tmp_path):
+    checked("grounding", processor, tmp_path, {"bbox": [0, 0, 1, 1], "proposals": [[0, 0, 0.5, 0.5]]})
