@@ -41,6 +41,15 @@ def main() -> None:
         most_frequent_answers,
     )
 
+    for pair in arguments.columns:
+        if "=" not in pair:
+            raise ValueError(f"--columns {pair}: write it as OURS=THEIRS, such as answers=multiple_choice_answer")
+    for name in ("most", "minimum"):
+        if (value := getattr(arguments, name)) is not None and value < 1:
+            raise ValueError(f"--{name} {value}: at least 1 is needed")
+    if arguments.output.is_dir():
+        raise ValueError(f"--output {arguments.output} is a folder: name a file")
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     columns = dict(pair.split("=", 1) for pair in arguments.columns)
     rows = []
     for dataset in arguments.datasets:

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from compare_image_methods import run, table
+from compare_image_methods import check_distinct, last_metrics, run, table
 
-from albef_hf.reporting.log import read_log
+from albef_hf.training.limits import read_settings
 
 METRICS = {
     "image_to_text_r1": "image to text R@1",
@@ -49,11 +49,13 @@ def main() -> None:
         "--output_dir", type=Path, default=Path("runs/compare_backbones"), help="folder of the runs and of table.md"
     )
     options, flags = parser.parse_known_args()
+    names = [path.parent.name for path in options.backbones]
+    check_distinct("backbones, by the name of the folder around the model", names)
     shape = architecture(options.backbones[0])
     for backbone in options.backbones[1:]:
         if architecture(backbone) != shape:
             raise ValueError(f"{backbone} and {options.backbones[0]} differ in architecture: nothing to compare")
-    config = yaml.safe_load(options.config.read_text(encoding="utf-8"))
+    config = read_settings(options.config)
     options.output_dir.mkdir(parents=True, exist_ok=True)
     starts: dict[str, dict[str, Any]] = {"random weights": {"vision_config": shape}}
     starts |= {path.parent.name: {"vision_config": {}, "vision_model": str(path)} for path in options.backbones}
@@ -64,7 +66,7 @@ def main() -> None:
             run_config = run_folder.with_suffix(".yaml")
             run_config.write_text(yaml.safe_dump({**config, **start}), encoding="utf-8")
             run("pretrain.py", run_config, "--output_dir", run_folder, *flags)
-        rows.append({"name": name, **read_log(run_folder / "log.jsonl").evaluations[-1]["metrics"]})
+        rows.append({"name": name, **last_metrics(run_folder)})
     text = table(rows, METRICS, "image encoder started from")
     (options.output_dir / "table.md").write_text(text, encoding="utf-8")
     print(text)

@@ -16,12 +16,14 @@ import json
 import os
 import statistics
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from albef_hf.reporting.log import read_log
+from albef_hf.training.limits import read_settings
 
 SCRIPTS = Path(__file__).resolve().parent
 COLUMNS = {"knn_20": "20 neighbors", "knn_200": "200 neighbors", "logistic_regression": "logistic regression"}
@@ -30,6 +32,27 @@ COLUMNS = {"knn_20": "20 neighbors", "knn_200": "200 neighbors", "logistic_regre
 def run(script: str, *arguments: Any) -> None:
     command = [sys.executable, *(["-m", "accelerate.commands.launch"] if script == "pretrain.py" else [])]
     subprocess.run([*command, str(SCRIPTS / script), *map(str, arguments)], check=True)
+
+
+def check_distinct(flag: str, values: Sequence[Any]) -> None:
+    """Raises:
+    ValueError: a value stands there twice, which would be counted as two runs.
+    """
+    twice = {str(value) for value in values if list(values).count(value) > 1}
+    if twice:
+        raise ValueError(f"--{flag}: {', '.join(sorted(twice))} stands there twice, but is one run")
+
+
+def last_metrics(run_folder: Path) -> dict[str, Any]:
+    """The metrics of the last evaluation of a run.
+
+    Raises:
+        ValueError: it was never evaluated.
+    """
+    evaluations = read_log(run_folder / "log.jsonl").evaluations
+    if not evaluations:
+        raise ValueError(f"{run_folder} was never evaluated: set evaluation_dataset in the config")
+    return evaluations[-1]["metrics"]
 
 
 def measure(config: dict[str, Any], seeds: list[int], folder: Path) -> list[dict[str, Any]]:
@@ -41,10 +64,9 @@ def measure(config: dict[str, Any], seeds: list[int], folder: Path) -> list[dict
         for name, options in methods.items():
             run_folder, run_config = folder / f"{name}-{seed}", folder / f"{name}.yaml"
             if not (run_folder / "report.html").is_file():
-                run_config.write_text(yaml.safe_dump({**config, "method": name, **options}), encoding="utf-8")
+                run_config.write_text(yaml.safe_dump({**config, "method": name, **(options or {})}), encoding="utf-8")
                 run("pretrain.py", run_config, "--seed", seed, "--output_dir", run_folder)
-            metrics = read_log(run_folder / "log.jsonl").evaluations[-1]["metrics"]
-            rows.append({"name": name, "seed": seed, **metrics})
+            rows.append({"name": name, "seed": seed, **last_metrics(run_folder)})
         baselines, run_config = folder / f"baselines-{seed}.jsonl", folder / "baselines.yaml"
         if not baselines.is_file():
             run_config.write_text(yaml.safe_dump(config), encoding="utf-8")
@@ -80,10 +102,13 @@ def main() -> None:
     parser.add_argument("config", type=Path, help="YAML file such as configs/compare_emoji.yaml")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="seeds of the runs")
     options = parser.parse_args()
-    config = yaml.safe_load(options.config.read_text(encoding="utf-8"))
+    check_distinct("seeds", options.seeds)
+    config = read_settings(options.config)
     for key in ("methods", "supervised_epochs", "output_dir"):
         if key not in config:
             raise ValueError(f"{options.config}: {key} is missing")
+    if not config["methods"] or not isinstance(config["methods"], dict):
+        raise ValueError(f"{options.config}: methods names each method with what it sets, such as {{byol: {{}}}}")
     folder = Path(config.pop("output_dir"))
     rows = measure(config, options.seeds, folder)
     text = table(rows, COLUMNS, "features")

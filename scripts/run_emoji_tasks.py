@@ -17,6 +17,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from compare_image_methods import check_distinct
+
 SCRIPTS = Path(__file__).resolve().parent
 TASKS = {
     "emoji_retrieval": "final_mean_recall",
@@ -79,6 +81,8 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("runs/emoji_tasks"), help="folder of the runs")
     parser.add_argument("flags", nargs="*", help="flags for every run, after --")
     arguments = parser.parse_args()
+    check_distinct("seeds", arguments.seeds)
+    check_distinct("tasks", arguments.tasks)
     starts = {"pre-trained": arguments.model, "from scratch": "null"}
     text = table(measure(arguments.tasks, starts, arguments.seeds, arguments.output_dir, arguments.flags))
     (arguments.output_dir / "table.md").write_text(text, encoding="utf-8")

@@ -18,9 +18,12 @@ def class_names(values: Sequence[Any], feature: Any = None, names: Sequence[str]
         names are named by themselves: "3".
 
     Raises:
-        ValueError: a number has no name, or a value is no label; names its row.
+        ValueError: two numbers have one name, a number has no name, or a value is no label; names its row.
     """
     known = list(names) if names is not None else feature.names if isinstance(feature, datasets.ClassLabel) else None
+    twice = sorted({name for name in names or () if list(names or ()).count(name) > 1})
+    if twice:
+        raise ValueError(f"label_names: {', '.join(map(repr, twice))} stands there twice; each class needs its own")
     return [_class_name(value, known, row) for row, value in enumerate(values)]
 
 

@@ -88,6 +88,11 @@ class ClassifyingTask(Task):
         except ValueError as problem:
             raise BadImage(str(problem)) from problem
 
+    def check_row(self, row: Mapping[str, Any]) -> None:
+        """See `Task.check_row`."""
+        super().check_row(row)
+        self.label(row)
+
     def images(self, row: Mapping[str, Any]) -> Sequence[Any]:
         """The pictures of a row, undecoded."""
         return [row["image"]]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import ImageDraw
 
-from ..data.images import decode_image
+from ..data.images import BadImage, decode_image
 from ..evaluation.boxes import intersection_over_union
 from ..evaluation.explain import overlay
 from ..evaluation.grounding import AlbefGrounder, GroundingSample, find_boxes, score_boxes
@@ -61,10 +61,21 @@ class Grounding(PairTask):
         """Check that the rows have boxes.
 
         Raises:
-            ValueError: they have none.
+            ValueError: they have none, or one is no box; names the row.
         """
         if "box" not in rows.column_names:
             raise ValueError(f"{name} has no boxes to compare with: name their column by columns: {{box: ...}}")
+        super().check_rows(rows, name, chooses)
+
+    def check_row(self, row: Mapping[str, Any]) -> None:
+        """See `Task.check_row`."""
+        super().check_row(row)
+        _check_numbers(row["box"], "box")
+        proposals = row.get("proposals")
+        if not isinstance(proposals, list | None):
+            raise BadImage(f"proposals: {proposals!r} is no list of boxes")
+        for number, proposal in enumerate(proposals or ()):
+            _check_numbers(proposal, f"proposals[{number}]")
 
     def prepare(self, row: Mapping[str, Any], generator: np.random.Generator, training: bool) -> dict[str, Any]:
         """The expression and its picture. Boxes are not used."""
@@ -109,6 +120,16 @@ class Grounding(PairTask):
             draw.rectangle((x, y, x + wide, y + high), outline=color, width=width)
         line = ("the box overlaps by half or more", bool(result.correct[row]))
         return Example([boxed, heat], data["expression"], [line])
+
+
+def _check_numbers(box: Any, column: str) -> None:
+    """Raises:
+    BadImage: it is not four numbers, or has no area.
+    """
+    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(edge, int | float) for edge in box):
+        raise BadImage(f"{column}: {box!r} is no box; four numbers are needed: x, y, width, height")
+    if not (box[2] > 0 and box[3] > 0 and np.isfinite(box).all()):
+        raise BadImage(f"{column}: the box {box} (x, y, width, height) has no area")
 
 
 def grounding_samples(rows: datasets.Dataset) -> list[GroundingSample]:

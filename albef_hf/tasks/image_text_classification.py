@@ -25,12 +25,16 @@ class ImageTextClassification(VisualEntailment):
         """The classes of the training data: in the order of their numbers where these are in use, else by name.
 
         Raises:
-            ValueError: there are fewer than two.
+            ValueError: there are fewer than two, or two differ only in capitals, which labels may be written in.
         """
         labels = [label for part in parts.values() for label in part["label"]]
         classes = ordered_classes(labels)
         if len(classes) < 2:
             raise ValueError(f"{cls.name}: the training data has {len(classes)} classes ({', '.join(classes)})")
+        written: dict[str, str] = {}
+        for label in classes:
+            if (other := written.setdefault(label.lower(), label)) != label:
+                raise ValueError(f"{cls.name}: the classes {other!r} and {label!r} differ only in capitals")
         return classes
 
     def __init__(self, processor: AlbefProcessor, settings: TaskSettings | None = None) -> None:

@@ -68,6 +68,10 @@ class CaptionTask(PairTask):
             return load_karpathy(dataset, options.get("split", "train"), options.get("image_root"))
         return super().load(dataset, **options)
 
+    def check_row(self, row: Mapping[str, Any]) -> None:
+        """See `Task.check_row`."""
+        usable_captions(row["captions"], self.processor)
+
     def prepare(self, row: Mapping[str, Any], generator: np.random.Generator, training: bool) -> dict[str, Any]:
         """The row's picture with one of its captions, drawn at random."""
         usable = usable_captions(row["captions"], self.processor)

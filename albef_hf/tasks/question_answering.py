@@ -24,6 +24,7 @@ from .task import Task, write_json_lines
 ANSWER_FILE = "answer_list.json"  # beside a saved model
 ANSWERS_KEPT = 5  # best answers to each question in the predictions
 QUESTION_TOKENS = 25  # longer questions are cut in training (released code)
+_COLUMN = "columns: {answers: ...}"
 VG_WEIGHT = 0.5  # weight of an answer of Visual Genome (released code); in VQA v2 it is the share who gave it
 
 
@@ -67,25 +68,31 @@ class QuestionAnswering(Task):
         """Check that rows that choose the weights have answers. Tests may have none, and are only predicted.
 
         Raises:
-            ValueError: they have none.
+            ValueError: they have none, or one row has none where others have some; names the row.
         """
-        if chooses and "answers" not in rows.column_names:
-            raise ValueError(f"{name} has no answers to compare with: name their column by columns: {{answers: ...}}")
+        answered = has_answers(rows)
+        if chooses and not answered:
+            raise ValueError(f"{name} has no answers to compare with: name their column by {_COLUMN}")
+        super().check_rows(rows if answered else rows.select_columns(["question"]), name, chooses)
+
+    def check_row(self, row: Mapping[str, Any]) -> None:
+        """See `Task.check_row`."""
+        super().check_row(row)
+        if "answers" in row and not answers_of(row):
+            raise BadImage("answers: none")
 
     def prepare(self, row: Mapping[str, Any], generator: np.random.Generator, training: bool) -> dict[str, Any]:
         """The question, its picture, and in training its answers with their weights."""
-        question = self.text(row, "question")
-        sample = {"pixel_values": self.pixels(row["image"], generator, training), "text": question}
+        sample = {"pixel_values": self.pixels(row["image"], generator, training), "text": self.text(row, "question")}
         if not training:
             return sample
         answers = weighted_answers(row)
         if not answers:
             raise BadImage("answers: none")
         if self.learnable is not None:
-            known = {answer: weight for answer, weight in answers.items() if answer in self.learnable}
-            if not known:
-                raise BadImage(f"answers: none of {list(answers)} is in the answer list")
-            answers = known
+            given, answers = answers, {each: weight for each, weight in answers.items() if each in self.learnable}
+            if not answers:
+                raise BadImage(f"answers: none of {list(given)} is in the answer list")
         return sample | {"answers": answers}
 
     def tokenize(self, texts: Sequence[str], training: bool) -> Mapping[str, torch.Tensor]:
@@ -112,7 +119,14 @@ class QuestionAnswering(Task):
         return batch
 
     def prepare_training(self, parts: Mapping[str, datasets.Dataset]) -> None:
-        """Set `answers`: those of the answer list, or all in the training data."""
+        """Set `answers`: those of the answer list, or all in the training data.
+
+        Raises:
+            ValueError: a part has no answers.
+        """
+        for name, part in parts.items():
+            if not has_answers(part):
+                raise ValueError(f"{name} has no answers to train on: name their column by {_COLUMN}")
         if self.settings.answer_list is not None:
             self.answers = read_answer_list(self.settings.answer_list)
         else:
@@ -143,8 +157,8 @@ class QuestionAnswering(Task):
         """
         if not self.answers:
             raise ValueError("question answering ranks a list of answers: set answer_list")
-        device = next(model.parameters()).device
-        candidates = {key: ids.to(device) for key, ids in tokenize_answers(self.processor, self.answers).items()}
+        tokens, device = tokenize_answers(self.processor, self.answers), next(model.parameters()).device
+        candidates = {key: ids.to(device) for key, ids in tokens.items()}
 
         def predict(batch: dict[str, torch.Tensor]) -> list[list[tuple[str, float]]]:
             ranking = model.rank_answers(
@@ -170,7 +184,7 @@ class QuestionAnswering(Task):
             for identifier, row in zip(identifiers, ranked, strict=True)
         ]
         result = TaskResult(name, len(rows), {}, predictions=predictions)
-        if "answers" in rows.column_names:
+        if has_answers(rows):
             _compare(result, rows)
         return result
 
@@ -230,11 +244,6 @@ def _compare(result: TaskResult, rows: datasets.Dataset) -> None:
         result.baselines["most frequent answer of a question's type"] = accuracy(guesses)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Answers
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def tokenize_answers(processor: AlbefProcessor, answers: Sequence[str]) -> dict[str, torch.Tensor]:
     """`input_ids` and `attention_mask` (answers, tokens): [CLS], the answer, [SEP], then padding."""
     tokenizer = processor.tokenizer
@@ -259,6 +268,11 @@ def answers_of(row: Mapping[str, Any]) -> list[str]:
     values = value if isinstance(value, list | tuple) else [value]
     texts = [_answer_text(_answer(each) if isinstance(each, Mapping) else each) for each in values]
     return [text for text in texts if text]
+
+
+def has_answers(rows: datasets.Dataset) -> bool:
+    """Whether any row has an answer. The tests of evaluation servers have none, or a column of nothing."""
+    return "answers" in rows.column_names and any(value not in (None, "", []) for value in rows["answers"])
 
 
 def _answer(value: Mapping[str, Any]) -> Any:

@@ -153,15 +153,30 @@ class Task:
         return rows
 
     def check_rows(self, rows: datasets.Dataset, name: str, chooses: bool) -> None:
-        """Check that these rows can be measured. Called before training.
+        """Check that these rows can be measured, as far as that shows without their pictures. Called before training.
 
         Args:
             name: of the rows, for the error.
             chooses: their metric will choose the weights.
 
         Raises:
-            ValueError: they cannot; says what to do.
+            ValueError: they cannot; names the row, or says what to do.
         """
+        checked = [column for column in rows.column_names if column not in self.image_columns]
+        for number, row in enumerate(rows.select_columns(checked)):
+            try:
+                self.check_row(row)
+            except BadImage as problem:
+                raise ValueError(f"{name}, row {number}: {problem.reason}") from problem
+
+    def check_row(self, row: Mapping[str, Any]) -> None:
+        """Check what a row holds besides its pictures, for `check_rows`.
+
+        Raises:
+            BadImage: it cannot be measured.
+        """
+        for column in self.text_columns:
+            self.text(row, column)
 
     # -- samples and batches ------------------------------------------------------------------------------------------
 

@@ -24,12 +24,30 @@ class TextAssignment(CaptionTask):
         "print(model.loading_report)",
     )
 
+    def check_rows(self, rows: datasets.Dataset, name: str, chooses: bool) -> None:
+        """Check the captions, and that a batch has enough rows to draw other pictures from.
+
+        Raises:
+            ValueError: a row has no caption, or no batch has three rows.
+        """
+        super().check_rows(rows, name, chooses)
+        self._check_count(rows, name)
+
+    def _check_count(self, rows: datasets.Dataset, name: str) -> None:
+        size = self.settings.evaluation_batch_size
+        if min(len(rows), size) < 3:
+            raise ValueError(
+                f"{name}: text assignment needs at least three rows in a batch, but there are {len(rows)} rows in "
+                f"batches of {size} (evaluation_batch_size)"
+            )
+
     def measure(self, model: AlbefForTextAssignment, rows: datasets.Dataset, name: str) -> TaskResult:
         """Accuracy. The drawn pictures depend on the batches, so every rank measures all rows.
 
         Raises:
             ValueError: no batch has three rows.
         """
+        self._check_count(rows, name)
         device = next(model.parameters()).device
         generator = torch.Generator().manual_seed(0)
         predicted: list[int] = []
@@ -45,9 +63,7 @@ class TextAssignment(CaptionTask):
                 predicted += output.logits.argmax(1)[counts].tolist()
                 references += output.labels[counts].tolist()
         if not references:
-            raise ValueError(
-                f"{name}: text assignment needs at least three rows in a batch, but there are {len(rows)} rows"
-            )
+            raise ValueError(f"{name}: no batch has three rows with different pictures")
         return classification_result(name, predicted, references, model.classes, [])
 
     def tables(self, result: TaskResult) -> list[str]:

@@ -140,8 +140,10 @@ def load_evaluation_rows(
     """Load the rows of `validation` or of one of `tests`. where: which of them, for errors.
 
     Raises:
-        ValueError: `changes` is not a mapping; or see `Task.load`.
+        ValueError: `changes` is not a mapping; the name cannot name a file; or see `Task.load`.
     """
+    if str(where) in ("", ".", "..") or "/" in str(where):
+        raise ValueError(f"tests: predictions are saved in a file named {where!r}: choose a name without /")
     if not isinstance(changes, Mapping):
         raise ValueError(f"{where} must say what differs from training, such as {{split: {where}}}, not {changes!r}")
     return task.load(**_entry(data, task_arguments, changes, where))

@@ -265,9 +265,12 @@ def evaluate_saved(
         name: load_evaluation_rows(task_class, data_arguments, task_arguments, changes, name)
         for name, changes in task_arguments.tests.items()
     }
+    for name, each in rows.items():
+        task.check_rows(each, name, chooses=False)
+    folder = Path(arguments.output_dir) / "evaluated"
+    folder.mkdir(parents=True, exist_ok=True)  # before the work, so that nothing is lost where it cannot be made
     results = {name: task.measure(model, each, name) for name, each in rows.items()}
     if accelerator.is_main_process:
-        folder = Path(arguments.output_dir) / "evaluated"
         for result in results.values():
             save_predictions(folder, task, result)
             print_metrics(result)
