@@ -19,6 +19,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "backbones.md"
 SIZE, LARGER = 64, 96
 
 VIT = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "patch_size": 16}
+PLAIN = {name: value for name, value in VIT.items() if name != "intermediate_size"}
 SWIN = {"embed_dim": 12, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4, "patch_size": 4}
 TWO = {"hidden_sizes": [8, 16], "depths": [1, 1]}
 FOUR = {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}
@@ -43,8 +44,8 @@ FAMILIES = {
     "cvt": {"embed_dim": [8, 8, 16], "num_heads": [1, 2, 2], "depth": [1, 2, 3]},
     "data2vec-vision": VIT,
     "deit": VIT,
-    "dinov2": VIT,
-    "dinov2_with_registers": VIT,
+    "dinov2": PLAIN,
+    "dinov2_with_registers": PLAIN,
     "dinov3_convnext": FOUR,
     "dinov3_vit": {**VIT, "num_register_tokens": 2},
     "donut-swin": SWIN,
@@ -61,14 +62,14 @@ FAMILIES = {
     "mobilenet_v2": {"depth_multiplier": 0.25},
     "mobilevit": MOBILEVIT,
     "mobilevitv2": {"width_multiplier": 0.25},
-    "pixio": VIT,
+    "pixio": PLAIN,
     "poolformer": {**TWO, **STAGES, "padding": [2, 1]},
     "pvt": {**PYRAMID, "sequence_reduction_ratios": [4, 2, 1, 1]},
     "pvt_v2": {**PYRAMID, "sr_ratios": [4, 2, 1, 1]},
-    "radio": VIT,
+    "radio": PLAIN,
     "regnet": {**FOUR, "embedding_size": 8, "groups_width": 4},
     "resnet": {**TWO, "embedding_size": 8, "layer_type": "basic"},
-    "sam_vision_model": {**VIT, "output_channels": 16, "num_pos_feats": 8, "global_attn_indexes": [1]},
+    "sam_vision_model": {**PLAIN, "output_channels": 16, "num_pos_feats": 8, "global_attn_indexes": [1]},
     "sapiens2": VIT,
     "segformer": SEGFORMER,
     "siglip_vision_model": VIT,
@@ -76,11 +77,11 @@ FAMILIES = {
     "swiftformer": {"embed_dims": [8, 8, 16, 16], "depths": [1, 1, 1, 1]},
     "swin": SWIN,
     "swinv2": SWIN,
-    "tipsv2_vision_model": VIT,
+    "tipsv2_vision_model": PLAIN,
     "vit": VIT,
     "vit_mae": VIT,
     "vit_msn": VIT,
-    "vitdet": VIT,
+    "vitdet": PLAIN,
 }
 
 # Families that cannot serve -> why, as the error says it or in other words.
@@ -92,7 +93,7 @@ REFUSED = {
     "timesformer": (VIT, "it reads videos"),
     "timm_backbone": ({"backbone": "resnet10t"}, "its folders cannot be loaded: use timm_wrapper"),
     "videomae": (VIT, "it reads videos"),
-    "vivit": (VIT, "it reads videos"),
+    "vivit": ({name: value for name, value in VIT.items() if name != "patch_size"}, "it reads videos"),
     "yolos": (VIT, "tokens are not 1 prefix tokens and a square grid"),
 }
 IN_OTHER_WORDS = {

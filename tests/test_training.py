@@ -68,7 +68,7 @@ def test_every_config_is_understood(config):
     ],
 )
 def test_wrong_arguments_are_named(tmp_path, text, flags, message):
-    (tmp_path / "run.yaml").write_text(text)
+    (tmp_path / "run.yaml").write_text(text or "seed: 1")
     with pytest.raises(ValueError, match=message):
         parse_arguments([str(tmp_path / "run.yaml"), *flags])
 
