@@ -2,6 +2,7 @@
 
 import random
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -11,7 +12,7 @@ from helpers import tiny_model
 from retrieval_helpers import WIDTH, ToyModel, make_data
 from torch import nn
 
-from albef_hf.data.retrieval import RetrievalData
+from albef_hf.data.retrieval import RetrievalData, gallery
 from albef_hf.evaluation import RetrievalResult, evaluate_retrieval, retrieval, retrieval_ranking
 from albef_hf.evaluation.retrieval_ranking import length_batches
 
@@ -318,3 +319,19 @@ def test_two_processes_equal_one(tmp_path):
         )
         for rank in range(2):
             same(alone, retrieval.read_result(tmp_path / f"{images}-{rank}.json"))
+
+
+def test_captions_without_words_are_no_texts_to_find():
+    features = datasets.Features(
+        {
+            "image": datasets.Value("string"),
+            "captions": datasets.List(datasets.Value("string")),
+            "group": datasets.Value("int64"),
+        }
+    )
+    rows = {"image": ["a", "b"], "captions": [["", "a cat", " "], ["a dog"]], "group": [0, 1]}
+    data = gallery(datasets.Dataset.from_dict(rows, features=features), "group", "toys", first_caption=True)
+    assert data.texts == ["a cat", "a dog"] and data.text_groups == [0, 1]
+    rows["captions"][1] = [" ", ""]
+    with pytest.raises(ValueError, match="toys, row 1: no caption with words, so no text is right for it"):
+        gallery(datasets.Dataset.from_dict(rows, features=features), "group", "toys")

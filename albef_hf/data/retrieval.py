@@ -34,6 +34,9 @@ def gallery(rows: datasets.Dataset, group_column: str, name: str, first_caption:
     Args:
         rows: has the columns `image`, `captions` (a string or a list) and `group_column`.
         first_caption: take only the first caption of each row.
+
+    Raises:
+        ValueError: captions of a row are no texts, or none has words; names the row.
     """
     images: dict[tuple[Any, Any], int] = {}
     texts: dict[tuple[Any, str], None] = {}
@@ -42,9 +45,11 @@ def gallery(rows: datasets.Dataset, group_column: str, name: str, first_caption:
     for number, (path, group, captions) in enumerate(zip(paths, rows[group_column], rows["captions"], strict=True)):
         images.setdefault((group, path), number)
         try:
-            captions = texts_of(captions)
+            captions = [caption for caption in texts_of(captions) if caption.strip()]
         except NotText as problem:
             raise ValueError(f"{name}, row {number}: its captions are {problem.reason}, no texts") from problem
+        if not captions:
+            raise ValueError(f"{name}, row {number}: no caption with words, so no text is right for it; leave it out")
         for caption in captions[:1] if first_caption else captions:
             texts[(group, caption)] = None
     return RetrievalData(
