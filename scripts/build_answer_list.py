@@ -34,12 +34,8 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse()
-    from albef_hf.tasks.question_answering import (
-        QuestionAnswering,
-        answer_coverage,
-        answers_of,
-        most_frequent_answers,
-    )
+    from albef_hf.tasks.answers import answer_coverage, answers_of, most_frequent_answers
+    from albef_hf.tasks.question_answering import QuestionAnswering
 
     for pair in arguments.columns:
         if "=" not in pair:

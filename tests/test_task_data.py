@@ -16,9 +16,7 @@ from transformers import BertTokenizerFast
 from albef_hf.data.arguments import DataArguments
 from albef_hf.processing_albef import AlbefProcessor
 from albef_hf.tasks import TASKS, task_named
-from albef_hf.tasks.batches import build_task_data, evaluation_batches, gather_rows, predict_rows, rows_of_rank
-from albef_hf.tasks.classification import class_number
-from albef_hf.tasks.question_answering import (
+from albef_hf.tasks.answers import (
     answer_coverage,
     answers_of,
     most_frequent_answers,
@@ -26,6 +24,8 @@ from albef_hf.tasks.question_answering import (
     tokenize_answers,
     weighted_answers,
 )
+from albef_hf.tasks.batches import build_task_data, evaluation_batches, gather_rows, predict_rows, rows_of_rank
+from albef_hf.tasks.classification import class_number
 from albef_hf.tasks.result import TaskResult, TaskSettings
 from albef_hf.tasks.rows import load_karpathy
 from albef_hf.tasks.visual_entailment import VisualEntailment
