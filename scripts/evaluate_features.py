@@ -73,11 +73,10 @@ def main() -> None:
         features["random initialisation"] = encoded(untrained)
     if options.model:
         model_arguments.vision_model, model_arguments.vision_config = options.model, {}
-        statistics = saved_statistics(options.model)
-        if statistics and data_arguments.image_mean is None and data_arguments.image_std is None:
+        configured = data_arguments.image_mean is not None or data_arguments.image_std is not None
+        statistics = None if configured else saved_statistics(options.model)
+        if statistics:
             print(f"pictures are normalized as {options.model} says: mean {statistics[0]}, deviation {statistics[1]}")
-        else:
-            statistics = None
         features[options.name or options.model] = encoded(build_vision_backbone(model_arguments).eval(), statistics)
     if options.supervised_epochs:
         recipe = view_recipes(data_arguments.augmentation, **data_arguments.augmentation_options)[0]

@@ -61,7 +61,7 @@ class ViewRecipe:
         Raises:
             ValueError: a probability beyond 0 .. 1, a range that is none, or an unknown interpolation.
         """
-        for name in ("jitter_probability", "gray", "blur", "solarize", "flip"):
+        for name in PROBABILITIES:
             check_probability(name, getattr(self, name))
         check_range("scale", self.scale, 1.0)
         check_range("blur_sigma", self.blur_sigma)
@@ -69,9 +69,11 @@ class ViewRecipe:
             raise ValueError(
                 f"augmentation_options: jitter must be four numbers from 0, the last up to 0.5: {self.jitter}"
             )
-        if self.interpolation not in ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"):
+        if self.interpolation not in [method.name.lower() for method in Image.Resampling]:
             raise ValueError(f"augmentation_options: interpolation is bilinear or bicubic, not {self.interpolation!r}")
 
+
+PROBABILITIES = tuple(field.name for field in dataclasses.fields(ViewRecipe) if field.type is float)
 
 _V1 = ViewRecipe(jitter=(0.4, 0.4, 0.4, 0.4), jitter_probability=1.0, gray_first=True)
 _V2 = ViewRecipe(jitter=(0.4, 0.4, 0.4, 0.1), blur=0.5)
@@ -94,7 +96,6 @@ RECIPES = {
 }
 
 
-PROBABILITIES = tuple(field.name for field in dataclasses.fields(ViewRecipe) if field.type is float)
 FORMER_OPTIONS = {"grey": "gray", "grey_first": "gray_first"}
 
 

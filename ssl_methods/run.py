@@ -34,6 +34,12 @@ _INSIDE_OPTIONS = ("projection_dim", "queue_size", "momentum", "temperature")
 _OF_ALBEF = ("model_path", "text_model", "text_config", "tokenizer")
 
 
+def default_options(method: type[ImageMethod]) -> dict[str, Any]:
+    """The arguments of a method besides its backbone, with their defaults."""
+    parameters = inspect.signature(method).parameters.items()
+    return {name: parameter.default for name, parameter in parameters if name != "backbone"}
+
+
 def build_method(arguments: ModelArguments) -> ImageMethod:
     """The configured method on its backbone.
 
@@ -41,8 +47,7 @@ def build_method(arguments: ModelArguments) -> ImageMethod:
         ValueError: an unknown option (names the nearest), or one of ALBEF's arguments that belongs in method_options.
     """
     method = METHODS[arguments.method]
-    options = [name for name in inspect.signature(method).parameters if name != "backbone"]
-    check_keys(arguments.method_options, options, "method_options")
+    check_keys(arguments.method_options, list(default_options(method)), "method_options")
     defaults = {field.name: field.default for field in dataclasses.fields(ModelArguments)}
     for name in _INSIDE_OPTIONS:
         if getattr(arguments, name) != defaults[name]:
@@ -162,9 +167,7 @@ class ImageRun(Run):
                 ),
             ]
         plot_curves(folder / "log.jsonl", folder / "curves.png")
-        options = inspect.signature(type(self.method)).parameters.items()
-        defaults = {name: option.default for name, option in options if name != "backbone"}
-        settings = {"method_options": {**defaults, **self.model_arguments.method_options}}
+        settings = {"method_options": default_options(type(self.method)) | self.model_arguments.method_options}
         write_model_card(folder, folder / "model", probes=results, settings=settings)
         print(f"report: {write_report(folder, None, None, sections)}")
 

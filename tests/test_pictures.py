@@ -1,5 +1,7 @@
 """Labeled pictures for probes: how they become pixels."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torchvision.transforms import v2
 from transformers import AutoImageProcessor, ViTImageProcessor
 
 from albef_hf.data.arguments import DataArguments
+from albef_hf.evaluation.probes import KNN_PROTOCOLS
 from ssl_methods.pictures import Pictures, center_crop, image_processor, load_pictures, saved_statistics
 
 
@@ -76,3 +79,8 @@ def test_a_picture_smaller_than_what_is_cut_out_is_refused():
 def test_the_argument_reaches_both_parts():
     parts = load_pictures(DataArguments(dataset="digits", label_column="label", evaluation_resize=40), 32, 3)
     assert [part.resize for part in parts] == [40, 40]
+
+
+def test_every_protocol_of_neighbors_can_be_chosen():
+    (chosen,) = (field for field in dataclasses.fields(DataArguments) if field.name == "knn_protocol")
+    assert list(chosen.metadata["choices"]) == list(KNN_PROTOCOLS)

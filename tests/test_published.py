@@ -1,6 +1,5 @@
 """Published recipes: configs have their values, and cards say what a run does otherwise."""
 
-import inspect
 import json
 import re
 from pathlib import Path
@@ -14,6 +13,7 @@ from albef_hf.reporting.published_recipes import PUBLISHED
 from albef_hf.training.arguments import GROUPS, parse_arguments
 from albef_hf.training.task_arguments import TASK_GROUPS
 from ssl_methods import METHODS
+from ssl_methods.run import default_options
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = {path.stem: path for path in (ROOT / "configs").glob("*.yaml")}
@@ -32,9 +32,7 @@ def arguments_of(name: str) -> dict:
     for group in parse_arguments([str(CONFIGS[name])], TASK_GROUPS if "\ntask: " in text else GROUPS):
         found |= vars(group)
     if found["method"] in METHODS:
-        options = inspect.signature(METHODS[found["method"]]).parameters.items()
-        defaults = {option: parameter.default for option, parameter in options if option != "backbone"}
-        found["method_options"] = defaults | found["method_options"]
+        found["method_options"] = default_options(METHODS[found["method"]]) | found["method_options"]
     return found
 
 

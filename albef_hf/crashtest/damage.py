@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from ..data.hashing import file_digest
-from ..training.checkpoints import FILES, MANIFEST
+from ..training.checkpoints import FILES, MANIFEST, write_manifest
 from .compare import leaves, same_bits
 
 
@@ -102,8 +101,4 @@ class Controls:
             tensors = load_file(checkpoint / "model.safetensors")
             tensors |= {name: self.model[name] for name in tensors if self.named.get(name, name) == component}
             save_file(tensors, checkpoint / "model.safetensors")
-        entries = {
-            name: {"bytes": (checkpoint / name).stat().st_size, "sha256": file_digest(checkpoint / name)}
-            for name in FILES
-        }
-        (checkpoint / MANIFEST).write_text(json.dumps(entries))
+        write_manifest(checkpoint)

@@ -8,7 +8,7 @@ import datasets
 import pyarrow
 import pyarrow.compute
 
-from .fields import check_keys_exist, check_texts, field_of, is_text, split_field, texts_of, type_name
+from .fields import check_keys_exist, check_texts, field_of, is_mixed, is_text, split_field, texts_of, type_name
 from .hints import nearest_hint
 from .labels import are_numbers, class_names
 
@@ -175,8 +175,7 @@ def check_captions(table: datasets.Dataset, dataset: str, column: str) -> None:
     feature = table.features["captions"]
     if isinstance(feature, datasets.Value) and feature.dtype == "null":
         raise ValueError(f"{dataset}, column {column!r} is empty in every row")
-    opaque = type(feature).__name__ == "Json"
-    count = len(table) if opaque else min(CHECKED, len(table))
+    count = len(table) if is_mixed(feature) else min(CHECKED, len(table))
     first = table[:count]["captions"]
     check_texts(dataset, column, feature, first)
     if len(table) and not any(first) and not any(table["captions"]):

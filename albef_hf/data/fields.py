@@ -138,6 +138,11 @@ def is_text(feature: Any) -> bool:
     return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
 
 
+def is_mixed(feature: Any) -> bool:
+    """Whether a column has values of several types (a type of `datasets` 5), so that only these tell what it holds."""
+    return type(feature).__name__ == "Json"
+
+
 def check_texts(dataset: str, column: str, feature: Any, values: Iterable[Any], first: int = 0) -> None:
     """Check that a column holds texts.
 
@@ -154,8 +159,7 @@ def check_texts(dataset: str, column: str, feature: Any, values: Iterable[Any], 
     if keys:
         raise ValueError(f"{where} holds mappings with the keys {', '.join(keys)}; name one: {column}.{keys[0]}")
     inner = feature.feature if isinstance(feature, datasets.List | datasets.LargeList) else feature
-    opaque = type(inner).__name__ == "Json"  # a type of `datasets` 5 for values of several types
-    if not (is_text(inner) or opaque or feature is None):
+    if not (is_text(inner) or is_mixed(inner) or feature is None):
         hint = "; caption_template makes captions of classes" if isinstance(inner, datasets.ClassLabel) else ""
         raise ValueError(f"{where} holds {type_name(feature)}, not texts{hint}")
     for row, value in enumerate(values, start=first):

@@ -26,6 +26,7 @@ _SMALL = {
     "depths": [2, 2, 2, 2],
     "layer_type": "basic",
 }
+_CIFAR_DATA = "CIFAR-10, 50,000 pictures"
 _CIFAR = {
     "vision_config": _SMALL,
     "image_size": 32,
@@ -41,6 +42,7 @@ _CIFAR = {
     "warmup_epochs": 0.0,
     "mixed_precision": "no",
 }
+_CIFAR_MOCO = {"queue_size": 4096, "momentum": 0.99, "temperature": 0.1, "dim": 128, "batch_norm_splits": 8}
 _LIGHTLY = {**_CIFAR, "image_mean": None, "image_std": None, "learning_rate": 0.06, "learning_rate_per": 128}
 _LIGHTLY_SOURCE = "lightly's CIFAR-10 benchmark, its table for 200 epochs and 128 samples a step"
 _LIGHTLY_REMAINS = "The figure is the best of all epochs on the test part; runs here report the last epoch."
@@ -187,7 +189,7 @@ IMAGES = {
         "MoCo's CIFAR-10 demonstration (notebook of the release)",
         "82.6 % on CIFAR-10 by nearest neighbors (k 200, temperature 0.1)",
         "one V100, 20 s an epoch",
-        "CIFAR-10, 50,000 pictures",
+        _CIFAR_DATA,
         512,
         {
             **_CIFAR,
@@ -195,13 +197,7 @@ IMAGES = {
             "augmentation": "moco_v2",
             "image_mean": [0.4914, 0.4822, 0.4465],
             "image_std": [0.2023, 0.1994, 0.2010],
-            "method_options": {
-                "queue_size": 4096,
-                "momentum": 0.99,
-                "temperature": 0.1,
-                "dim": 128,
-                "batch_norm_splits": 8,
-            },
+            "method_options": _CIFAR_MOCO,
             "learning_rate": 0.06,
             "learning_rate_per": 512,
         },
@@ -211,18 +207,12 @@ IMAGES = {
         _LIGHTLY_SOURCE,
         "83.8 % on CIFAR-10 by nearest neighbors (k 200, temperature 0.1)",
         "one RTX A6000, 129 minutes",
-        "CIFAR-10, 50,000 pictures",
+        _CIFAR_DATA,
         128,
         {
             **_LIGHTLY,
             "method": "moco_v2",
-            "method_options": {
-                "queue_size": 4096,
-                "momentum": 0.99,
-                "temperature": 0.1,
-                "dim": 128,
-                "batch_norm_splits": 8,
-            },
+            "method_options": _CIFAR_MOCO,
         },
         (
             "That loss is the mean of both directions; here the first view is the query and the second the key.",
@@ -234,7 +224,7 @@ IMAGES = {
         _LIGHTLY_SOURCE,
         "86.9 % on CIFAR-10 by nearest neighbors (k 200, temperature 0.1)",
         "one RTX A6000, 122 minutes",
-        "CIFAR-10, 50,000 pictures",
+        _CIFAR_DATA,
         128,
         {
             **_LIGHTLY,
@@ -258,7 +248,7 @@ IMAGES = {
         _LIGHTLY_SOURCE,
         "84.2 % on CIFAR-10 by nearest neighbors (k 200, temperature 0.1)",
         "one RTX A6000, 376 minutes",
-        "CIFAR-10, 50,000 pictures",
+        _CIFAR_DATA,
         128,
         {
             **_LIGHTLY,
@@ -271,7 +261,7 @@ IMAGES = {
         "solo-learn's CIFAR-10 configuration and table",
         "93.1 % on CIFAR-10 by a linear probe trained beside the encoder",
         "one GPU",
-        "CIFAR-10, 50,000 pictures",
+        _CIFAR_DATA,
         256,
         {
             **_COSINE,

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..data.augmentation import build_augmentation
-from ..data.fields import is_text, type_name
+from ..data.fields import is_mixed, is_text, type_name
 from ..data.images import BadImage, decode_image
 from ..data.sources import BUILT_IN, check_keys, load_columns
 from ..modeling_albef_loading import AlbefPreTrainedModel
@@ -110,7 +110,7 @@ class Task:
         rows, folder = load_columns(dataset, needed, optional, split=split, revision=revision, options=options)
         root = Path(image_root).expanduser() if image_root is not None else folder
         for name in cls.text_columns:
-            if not is_text(feature := rows.features[name]) and type(feature).__name__ != "Json":  # of mixed types
+            if not (is_text(feature := rows.features[name]) or is_mixed(feature)):
                 source = needed.get(name, name)
                 raise ValueError(
                     f"{dataset}, column {source!r} holds {type_name(feature)}, but one text a row is needed"

@@ -153,6 +153,12 @@ def save_checkpoint(
     return target
 
 
+def write_manifest(folder: Path) -> None:
+    """Write the size and the digest of each file of a checkpoint beside them."""
+    entries = {name: {"bytes": (folder / name).stat().st_size, "sha256": file_digest(folder / name)} for name in FILES}
+    (folder / MANIFEST).write_text(json.dumps(entries), encoding="utf-8")
+
+
 def _write(
     folder: Path, target: Path, model: nn.Module, moments: dict[str, torch.Tensor], progress: dict[str, Any]
 ) -> None:
@@ -162,8 +168,7 @@ def _write(
     save_file(_contiguous(dict(model.state_dict())), scratch / "model.safetensors")
     save_file(_contiguous(moments), scratch / "optimizer.safetensors")
     (scratch / "progress.json").write_text(json.dumps(progress), encoding="utf-8")
-    manifest = {path.name: {"bytes": path.stat().st_size, "sha256": file_digest(path)} for path in scratch.iterdir()}
-    (scratch / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    write_manifest(scratch)
     for path in [*scratch.iterdir(), scratch]:
         _sync(path)
     if target.exists():

@@ -62,7 +62,7 @@ def _load_source(name: str) -> tuple[PreTrainedConfig, dict[str, torch.Tensor]]:
 def _check_fields(model_type: str, given: Mapping[str, Any]) -> None:
     """Check the names of fields. transformers would take any name, and change nothing."""
     example = CONFIG_MAPPING[model_type]()
-    known = {*vars(example), *type(example).attribute_map, "model_type", "model_args", "architecture", "do_pooling"}
+    known = {*vars(example), *type(example).attribute_map, "model_type"}
     for name in given:
         if name not in known:
             hint = nearest_hint(name, sorted(known), f"see {type(example).__name__}")
