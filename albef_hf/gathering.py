@@ -3,6 +3,9 @@
 import torch
 import torch.distributed as dist
 
+# Newer versions of torch rename it, and warn of the former name.
+_all_gather = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
+
 
 def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
@@ -18,7 +21,7 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor:
     if world_size() == 1:
         return rows
     gathered = rows.new_empty((world_size() * rows.shape[0], *rows.shape[1:]))
-    dist.all_gather_into_tensor(gathered, rows.contiguous())
+    getattr(dist, _all_gather)(gathered, rows.contiguous())
     return gathered
 
 

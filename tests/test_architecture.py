@@ -17,7 +17,8 @@ from transformers import ResNetConfig
 from albef_hf import AlbefForPreTraining
 from albef_hf.remote_code import FILES
 from albef_hf.training.arguments import TrainingArguments
-from albef_hf.training.loop import build_accelerator, make_steps, train
+from albef_hf.training.loop import make_steps, train
+from albef_hf.training.processes import build_accelerator
 from albef_hf.vision_backbone import VisionBackbone
 from ssl_methods import METHODS
 from ssl_methods.augment import draw_view, view_recipes

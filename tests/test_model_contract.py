@@ -21,7 +21,8 @@ from albef_hf.modeling_albef_loading import AlbefPreTrainedModel
 from albef_hf.modeling_albef_text import AlbefTextLayer
 from albef_hf.training.arguments import TrainingArguments
 from albef_hf.training.checkpoints import latest_checkpoint
-from albef_hf.training.loop import build_accelerator, train
+from albef_hf.training.loop import train
+from albef_hf.training.processes import build_accelerator
 
 every_class = pytest.mark.parametrize("case", CASES, ids=str)
 every_trained_class = pytest.mark.parametrize("case", TRAINED, ids=str)

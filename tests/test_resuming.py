@@ -31,9 +31,10 @@ from albef_hf.training.arguments import TrainingArguments
 from albef_hf.training.changes import compare_settings
 from albef_hf.training.checkpoints import load_checkpoint, newest_valid, saved_checkpoints, step_of
 from albef_hf.training.identity import claim
-from albef_hf.training.loop import StepGuard, build_accelerator, train
+from albef_hf.training.loop import StepGuard, train
 from albef_hf.training.optimization import build_optimizer
 from albef_hf.training.position import Length, Position, run_length
+from albef_hf.training.processes import build_accelerator
 from albef_hf.training.run_log import TrainingLog
 from albef_hf.training.stopping import StopSignal
 

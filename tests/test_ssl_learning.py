@@ -17,7 +17,8 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from albef_hf.trainable import Trainable
 from albef_hf.training.arguments import TrainingArguments
-from albef_hf.training.loop import build_accelerator, train
+from albef_hf.training.loop import train
+from albef_hf.training.processes import build_accelerator
 from albef_hf.vision_backbone import VisionBackbone
 from ssl_methods import METHODS
 from ssl_methods.vit import initialize_vit

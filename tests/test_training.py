@@ -24,8 +24,9 @@ from albef_hf import AlbefForPreTraining, AlbefProcessor
 from albef_hf.trainable import Trainable
 from albef_hf.training.arguments import GROUPS, TrainingArguments, parse_arguments, resolved
 from albef_hf.training.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
-from albef_hf.training.loop import build_accelerator, train
+from albef_hf.training.loop import train
 from albef_hf.training.optimization import build_optimizer, learning_rate
+from albef_hf.training.processes import build_accelerator
 from albef_hf.training.task_arguments import TASK_GROUPS
 
 ROOT = Path(__file__).parent.parent
@@ -348,12 +349,14 @@ def launched(folder: Path, processes: int, batch_size: int) -> list[dict]:
         "report_to": "tensorboard",
     }
     config.write_text(yaml.safe_dump({**TINY, **changes, "output_dir": str(folder / "run")}))
-    # On CPUs `accelerate launch` starts several processes with MPI only. This is what it does on GPUs.
+    # On CPUs `accelerate launch` starts several processes with MPI only.
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command += [str(ROOT / "scripts" / "pretrain.py"), str(config)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **ON_CPU}
+    del environment["ACCELERATE_USE_CPU"]  # nobody sets it for `torchrun`
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stdout + result.stderr
+    assert "Warning" not in result.stderr
     assert list((folder / "run").rglob("events.out.tfevents*")), "TensorBoard wrote nothing"
     rows = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
     return [row for row in rows if row["kind"] == "train"]
@@ -408,6 +411,20 @@ def trained(tmp_path, bad, **changes):
     train(method, Endless(), arguments, build_accelerator(arguments))
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     return method.seen, [row for row in rows if row["kind"] == "train"]
+
+
+def test_a_method_that_the_launcher_compiles_is_returned_as_it_is(tmp_path):
+    method, arguments = Fragile(set()), TrainingArguments(output_dir=str(tmp_path), max_steps=2, report_to="none")
+    accelerator = build_accelerator(arguments)
+    prepare = accelerator.prepare
+
+    def compiled(*parts):
+        model, optimizer = prepare(*parts)
+        return torch.compile(model, backend="eager"), optimizer
+
+    accelerator.prepare = compiled
+    assert train(method, Endless(), arguments, accelerator) is method
+    assert len(method.seen) == 2
 
 
 @pytest.mark.parametrize("clip", [0.0, 1.0])

@@ -11,8 +11,9 @@ from albef_hf.data.lines import read_lines
 from albef_hf.trainable import Trainable
 from albef_hf.training.arguments import TrainingArguments
 from albef_hf.training.checkpoints import saved_checkpoints
-from albef_hf.training.loop import build_accelerator, train
+from albef_hf.training.loop import train
 from albef_hf.training.optimization import build_optimizer, learning_rate, scaled_rates
+from albef_hf.training.processes import build_accelerator
 from albef_hf.training.stopping import StopSignal
 
 

@@ -12,8 +12,9 @@ from albef_hf.momentum import FeatureQueue, MomentumCopy
 from albef_hf.trainable import Trainable
 from albef_hf.training.arguments import TrainingArguments
 from albef_hf.training.checkpoints import save_checkpoint
-from albef_hf.training.loop import build_accelerator, train
+from albef_hf.training.loop import train
 from albef_hf.training.optimization import build_optimizer
+from albef_hf.training.processes import build_accelerator
 
 
 class Small(nn.Module):

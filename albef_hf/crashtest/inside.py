@@ -34,7 +34,8 @@ class Fault:
     """What goes wrong within a run.
 
     Args:
-        kind: `exit`, or the name of an errno: at the `at`-th file call below the run folder; `poison`: step `at`;
+        kind: `exit`, or the name of an errno: at the `at`-th file call below the run folder; `poison`: in step `at`;
+            `stop`: the process is gone on all ranks before step `at`;
             `random` or `rates`: the numbers of a new run instead of those of the checkpoint.
         at: counted from 0.
         place, value: of a poison: `pixel`, `loss`, `gradient` or `statistic`, and what is put there.
@@ -87,6 +88,9 @@ def install(fault: Fault, tell: Callable[[str], object], folder: Path, rank: int
         tell_phases(tell)
     if fault.kind == "poison":
         poison(fault, tell, rank)
+    elif fault.kind == "stop":
+        steps = iter(range(fault.at))
+        before(StepGuard, "begin", lambda *_: next(steps, None) is None and os._exit(1))
     elif fault.kind == "random":
         torch.manual_seed = lambda seed: torch.default_generator  # type: ignore[assignment]
     elif fault.kind == "rates":

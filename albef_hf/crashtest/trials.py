@@ -62,7 +62,7 @@ class Bench:
         self.reference = self.middle = recipe.folder
 
     def prepare(self, saved: int) -> list[str]:
-        """Make the undisturbed run twice, and one killed after two checkpoints, of which step `saved` is the last.
+        """Make the undisturbed run twice, and one that ends after two checkpoints, of which step `saved` is the last.
 
         Returns: what differs between the two undisturbed runs.
         """
@@ -76,12 +76,12 @@ class Bench:
         self.calls = [line.removeprefix("call ") for line, _ in second.told if line.startswith("call ")]
         wrong = differences(self.reference, self.recipe.run)
         self.recipe.clear()
-        self.recipe.attempt("--resume=auto", strike=Strike(signal.SIGKILL, "step", saved + 1, 0.5))
+        self.recipe.attempt("--resume=auto", fault=Fault("stop", saved))
         self.middle = self.recipe.keep("middle")
         return wrong
 
     def from_middle(self) -> None:
-        """Put the run that was killed after two checkpoints into the place of the run."""
+        """Put the run that ended after two checkpoints into the place of the run."""
         self.recipe.clear()
         shutil.copytree(self.middle, self.recipe.run)
 

@@ -147,7 +147,10 @@ class TrainingArguments:
     max_gradient_norm: float = field(
         default=0.0, metadata={"help": "larger gradients are scaled down to this norm; 0: no clipping, as published"}
     )
-    mixed_precision: str = field(default="no", metadata={"help": "no (float32), bf16 or fp16"})
+    mixed_precision: str | None = field(
+        default=None,
+        metadata={"help": "no (float32), bf16 or fp16; null: as `accelerate launch` is set, which is no by itself"},
+    )
     deterministic: bool = field(
         default=False,
         metadata={"help": "on a GPU: only kernels that give the same bits every time, which are slower"},

@@ -18,8 +18,9 @@ from ..trainable import Trainable
 from .arguments import ModelArguments, TrainingArguments
 from .dry_run import describe_memory
 from .identity import claim, identify
-from .loop import build_accelerator, train
+from .loop import train
 from .position import Length, run_length
+from .processes import build_accelerator, idle_note, settled_precision
 from .stopping import StopSignal, parent_note
 
 MADE_AGAIN = "The trained weights are saved; --resume makes again what is missing"
@@ -71,10 +72,11 @@ def launch(
         others: further groups of arguments.
         name: of the project in trackers.
     """
-    groups = (model_arguments, data_arguments, arguments, *others)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     accelerator = build_accelerator(arguments)
+    arguments = dataclasses.replace(arguments, mixed_precision=settled_precision(arguments, accelerator.print))
+    groups = (model_arguments, data_arguments, arguments, *others)
     folder = Path(arguments.output_dir)
     if arguments.dry_run:
         _show(_build(run_class, groups, arguments, accelerator)[0], folder, accelerator)
@@ -85,9 +87,9 @@ def launch(
         if arguments.evaluate_epochs:
             every = max(1, round(arguments.evaluate_epochs * length.steps_per_epoch))
             arguments = dataclasses.replace(arguments, evaluate_every=every)
-        note = parent_note()
-        if note and accelerator.num_processes == 1:
-            print(note)
+        if accelerator.num_processes == 1:
+            for note in filter(None, (parent_note(), idle_note())):
+                print(note)
         if arguments.report_to != "none":
             with attempt(f"starting {arguments.report_to}", folder, then="The run goes on without it"):
                 accelerator.init_trackers(name)

@@ -9,14 +9,12 @@ is skipped changes nothing: see `StepGuard`. Signals: see `stopping.py`.
 
 import contextlib
 import math
-import os
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.tracking import get_available_trackers
+from accelerate import Accelerator
 
 from ..data.batches import TrainingData
 from ..momentum import MomentumCopy
@@ -27,32 +25,6 @@ from .run_state import RunState
 from .stopping import StopSignal
 
 ABSURD = 1e8  # no loss and no gradient norm of these methods comes near
-
-
-def build_accelerator(arguments: TrainingArguments) -> Accelerator:
-    """Make an Accelerator that does not broadcast buffers: queues are equal on all ranks already.
-
-    `deterministic` holds for the whole process.
-
-    Raises:
-        ValueError: the tracker is unknown or not installed.
-    """
-    if arguments.report_to != "none":
-        installed = [tracker.value for tracker in get_available_trackers()]
-        if arguments.report_to not in installed:
-            raise ValueError(
-                f"report_to {arguments.report_to!r}: no such tracker is installed (there are: "
-                f'{", ".join(installed) or "none"}); pip install "albef-hf[train]" for tensorboard, or set it to none'
-            )
-    if arguments.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
-        torch.use_deterministic_algorithms(True)
-    return Accelerator(
-        mixed_precision=arguments.mixed_precision,
-        log_with=None if arguments.report_to == "none" else arguments.report_to,
-        project_dir=arguments.output_dir,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-    )
 
 
 class StepGuard:

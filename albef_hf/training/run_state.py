@@ -58,7 +58,7 @@ class RunState:
         method.to(accelerator.device)
         self.optimizer = build_optimizer(method, self.arguments)
         self.model, self.prepared = accelerator.prepare(method, self.optimizer)
-        self.method: Trainable = accelerator.unwrap_model(self.model)
+        self.method = method
         self.guard = guard(self.method, self.optimizer, accelerator, arguments.spike_deviations)
         self.position = Position(length, batching, data.rows, data.steps_per_epoch * data.batch_size * ranks)
         self.claim = claim or on_main(accelerator, lambda: unclaimed(self.folder, arguments.resume))

@@ -5,7 +5,6 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from ..data.batches import STOP_SIGNALS
+from .processes import launcher
 
 
 class StopSignal:
@@ -84,11 +84,7 @@ class StopSignal:
 
 def parent_note() -> str | None:
     """What to know about signals if `accelerate launch` started this process alone; otherwise None."""
-    try:
-        words = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode(errors="replace").split("\0")
-    except OSError:
-        return None
-    if "launch" not in words or not any(Path(word).name == "accelerate" for word in words[:3]):
+    if not launcher():
         return None
     return (
         f"note: `accelerate launch` does not pass SIGTERM on. To stop with a checkpoint, signal this process "

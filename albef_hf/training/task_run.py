@@ -33,6 +33,7 @@ from .checkpoints import saved_checkpoints
 from .dry_run import draw_first_batch
 from .initialization import build_task_model, load_trained_model
 from .launch import Run, attempt, launch
+from .processes import start_processes
 from .task_arguments import TaskArguments, check_task_data, load_evaluation_rows, load_training_parts
 
 CHOSEN, LAST = "chosen", "last"
@@ -245,7 +246,7 @@ def evaluate_saved(
     check_task_data(data_arguments)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    accelerator = Accelerator()
+    accelerator = start_processes()
     if not task_arguments.tests:
         raise ValueError("there is nothing to evaluate on: the configuration names no tests")
     if protocol is not None and not task_class.uses_protocol:
