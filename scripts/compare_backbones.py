@@ -3,7 +3,7 @@
 python scripts/compare_backbones.py configs/emoji.yaml --backbones runs/compare_emoji/*-1/model --epochs 10
 
 The config is one for `scripts/pretrain.py`; its image encoder is replaced by the architecture of the backbones.
-Finished runs are not repeated. Any further flags are passed to every run.
+Finished runs are not repeated, others go on. Any further flags are passed to every run.
 """
 
 import sys
@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 from compare_image_methods import check_distinct, last_metrics, run, table
 
+from albef_hf.training.finished import is_complete
 from albef_hf.training.limits import read_settings
 
 METRICS = {
@@ -62,10 +63,11 @@ def main() -> None:
     rows = []
     for name, start in starts.items():
         run_folder = options.output_dir / name.replace(" ", "_")
-        if not (run_folder / "report.html").is_file():
-            run_config = run_folder.with_suffix(".yaml")
-            run_config.write_text(yaml.safe_dump({**config, **start}), encoding="utf-8")
-            run("pretrain.py", run_config, "--output_dir", run_folder, *flags)
+        run_config = run_folder.with_suffix(".yaml")
+        run_config.write_text(yaml.safe_dump({**config, **start}), encoding="utf-8")
+        command = [run_config, "--output_dir", run_folder, *flags]
+        if not is_complete(run_folder, command, "report.html"):
+            run("pretrain.py", *command, "--resume", "auto")
         rows.append({"name": name, **last_metrics(run_folder)})
     text = table(rows, METRICS, "image encoder started from")
     (options.output_dir / "table.md").write_text(text, encoding="utf-8")

@@ -4,7 +4,7 @@ python scripts/compare_image_methods.py configs/compare_emoji.yaml --seeds 1 2 3
 
 The config is one for `scripts/pretrain.py` with `methods` added: the arguments that each method sets itself. Each run
 has its run folder under `output_dir`. The baselines (raw pixels, the same network untrained, the same network trained
-with labels for `supervised_epochs`) are measured with the same seeds. Finished runs are not repeated.
+with labels for `supervised_epochs`) are measured with the same seeds. Finished runs are not repeated, others go on.
 """
 
 import sys
@@ -23,6 +23,7 @@ from typing import Any
 import yaml
 
 from albef_hf.reporting.log import read_log
+from albef_hf.training.finished import FREE, is_complete
 from albef_hf.training.limits import read_settings
 
 SCRIPTS = Path(__file__).resolve().parent
@@ -63,12 +64,23 @@ def measure(config: dict[str, Any], seeds: list[int], folder: Path) -> list[dict
     for seed in seeds:
         for name, options in methods.items():
             run_folder, run_config = folder / f"{name}-{seed}", folder / f"{name}.yaml"
-            if not (run_folder / "report.html").is_file():
-                run_config.write_text(yaml.safe_dump({**config, "method": name, **(options or {})}), encoding="utf-8")
-                run("pretrain.py", run_config, "--seed", seed, "--output_dir", run_folder)
+            run_config.write_text(yaml.safe_dump({**config, "method": name, **(options or {})}), encoding="utf-8")
+            command = [run_config, "--seed", seed, "--output_dir", run_folder]
+            if not is_complete(run_folder, command, "report.html"):
+                run("pretrain.py", *command, "--resume", "auto")
             rows.append({"name": name, "seed": seed, **last_metrics(run_folder)})
         baselines, run_config = folder / f"baselines-{seed}.jsonl", folder / "baselines.yaml"
+        record = baselines.with_suffix(".json")
+        wanted = json.dumps(
+            {key: config[key] for key in sorted(config) if key not in FREE} | {"supervised_epochs": epochs}
+        )
+        if baselines.is_file() and (not record.is_file() or record.read_text(encoding="utf-8") != wanted):
+            raise ValueError(
+                f"{baselines} was measured with other settings: remove it to measure again, or choose another "
+                "output_dir"
+            )
         if not baselines.is_file():
+            record.write_text(wanted, encoding="utf-8")
             run_config.write_text(yaml.safe_dump(config), encoding="utf-8")
             partial = baselines.with_suffix(".partial")
             partial.unlink(missing_ok=True)

@@ -2,8 +2,9 @@
 
 python scripts/run_emoji_tasks.py --model runs/emoji/model --seeds 1 2 3
 
-Each run has its run folder under `--output_dir`. Finished runs are not repeated. The table has a row for every test of
-a config, measured with the weights that validation chose. Flags after `--` go to every run: `-- --max_steps 50`.
+Each run has its run folder under `--output_dir`. Finished runs are not repeated, others go on. The table has a row for
+every test of a config, measured with the weights that validation chose. Flags after `--` go to every run:
+`-- --max_steps 50`.
 """
 
 import sys
@@ -19,6 +20,9 @@ from typing import Any
 
 from compare_image_methods import check_distinct
 
+from albef_hf.training.finished import is_complete
+from albef_hf.training.task_arguments import TASK_GROUPS
+
 SCRIPTS = Path(__file__).resolve().parent
 TASKS = {
     "emoji_retrieval": "final_mean_recall",
@@ -29,10 +33,9 @@ TASKS = {
 }
 
 
-def run_task(name: str, model: str, seed: int, folder: Path, flags: list[str]) -> None:
-    command = [sys.executable, "-m", "accelerate.commands.launch", str(SCRIPTS / "finetune.py")]
-    command += [str(SCRIPTS.parent / "configs" / f"{name}.yaml"), "--model_path", model, "--seed", str(seed)]
-    subprocess.run([*command, "--output_dir", str(folder), *flags], check=True)
+def run_task(command: list[str]) -> None:
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", str(SCRIPTS / "finetune.py")]
+    subprocess.run([*launcher, *command, "--resume", "auto"], check=True)
 
 
 def measure(
@@ -48,8 +51,10 @@ def measure(
         for start, model in starts.items():
             for seed in seeds:
                 run_folder = folder / f"{name}-{start.replace(' ', '_')}-{seed}"
-                if not (run_folder / "results.json").is_file():
-                    run_task(name, model, seed, run_folder, flags)
+                command = [str(SCRIPTS.parent / "configs" / f"{name}.yaml"), "--model_path", model]
+                command += ["--seed", str(seed), "--output_dir", str(run_folder), *flags]
+                if not is_complete(run_folder, command, "results.json", TASK_GROUPS):
+                    run_task(command)
                 results = json.loads((run_folder / "results.json").read_text(encoding="utf-8"))["tests"]
                 for test, result in results.items():
                     row = figures.setdefault(f"{name.removeprefix('emoji_')}, {test}", {"starts": {}})

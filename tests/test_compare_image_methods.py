@@ -2,13 +2,16 @@
 
 import importlib.util
 import json
+import os
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
-from albef_hf.training.arguments import parse_arguments
+from albef_hf.training.arguments import parse_arguments, resolved
 from ssl_methods.augment import view_recipes
 from ssl_methods.run import build_method
 
@@ -41,24 +44,84 @@ def test_a_config_builds_all_five_methods(tmp_path, config):
         view_recipes(data.augmentation, **data.augmentation_options)
 
 
-def test_runs_that_are_there_are_not_made_again(tmp_path, script, monkeypatch):
-    """Finished runs are read; a missing baseline is measured once for each seed."""
-    started = []
+class Runs:
+    """Stands for running a script: what was started, and the files that it would have left."""
 
-    def run(name, *arguments):
-        started.append((name, arguments[1:]))
-        partial = Path(arguments[-1])
-        partial.write_text("".join(json.dumps({"name": n, "seed": 1, "knn_20": 0.5}) + "\n" for n in BASELINES))
+    def __init__(self, metrics):
+        self.started, self.metrics = [], metrics
 
-    monkeypatch.setattr(script, "run", run)
-    (tmp_path / "byol-1").mkdir()
-    (tmp_path / "byol-1" / "report.html").write_text("")
-    rows = [{"kind": "train", "step": 1, "loss": 1.0}, {"kind": "evaluation", "step": 1, "metrics": {"knn_20": 0.25}}]
-    (tmp_path / "byol-1" / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    def __call__(self, name, *arguments):
+        self.started.append((name, arguments))
+        if name == "evaluate_features.py":
+            partial = Path(arguments[-1])
+            partial.write_text("".join(json.dumps({"name": n, "seed": 1, "knn_20": 0.5}) + "\n" for n in BASELINES))
+            return
+        groups = parse_arguments([str(argument) for argument in arguments])
+        folder = Path(groups[-1].output_dir)
+        folder.mkdir(exist_ok=True)
+        metrics = {metric: value + len(self.started) / 100 for metric, value in self.metrics.items()}
+        rows = [{"kind": "train", "step": 1, "loss": 1.0}, {"kind": "evaluation", "step": 1, "metrics": metrics}]
+        (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        written = replace(groups[-1], mixed_precision="no", resume=False)
+        (folder / "config.yaml").write_text(resolved(*groups[:-1], written))
+        (folder / "run.json").write_text("{}")
+        (folder / "report.html").write_text("")
+
+
+@pytest.fixture
+def measuring(tmp_path, script, monkeypatch):
+    """`measure` with one method and one seed, and what it starts. Keywords: changes of the configuration."""
+    runs = Runs({"knn_20": 0.24})
+    monkeypatch.setattr(script, "run", runs)
+
+    def measure(epochs=2, **changes):
+        config = {"dataset": "digits", "methods": {"byol": {}}, "supervised_epochs": epochs, **changes}
+        return script.measure(config, [1], tmp_path)
+
+    return measure, runs
+
+
+def test_runs_that_are_there_are_not_made_again(measuring):
+    """Finished runs are read, also with settings of no consequence; baselines are measured once for each seed."""
+    measure, runs = measuring
     for _ in range(2):
-        found = script.measure({"methods": {"byol": {}}, "supervised_epochs": 2}, [1], tmp_path)
+        found = measure()
         assert [(row["name"], row["knn_20"]) for row in found] == [("byol", 0.25), *((n, 0.5) for n in BASELINES)]
-    assert [name for name, _ in started] == ["evaluate_features.py"]
+    assert [name for name, _ in runs.started] == ["pretrain.py", "evaluate_features.py"]
+    assert runs.started[0][1][-2:] == ("--resume", "auto")
+
+
+def test_a_run_without_an_end_goes_on(measuring, tmp_path):
+    measure, runs = measuring
+    measure()
+    (tmp_path / "byol-1" / "report.html").unlink()
+    measure()
+    assert [name for name, _ in runs.started] == ["pretrain.py", "evaluate_features.py", "pretrain.py"]
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_run_with_other_settings_is_no_part_of_a_table(complete, measuring, tmp_path):
+    measure, runs = measuring
+    measure()
+    if not complete:
+        (tmp_path / "byol-1" / "report.html").unlink()
+    measure(log_every=7)
+    del runs.started[:]
+    with pytest.raises(ValueError, match="byol-1 holds a run of something else .learning_rate: .* there, 0.3 now"):
+        measure(learning_rate=0.3)
+    with pytest.raises(ValueError, match=r"method_options: \{\} there, \{'dim': 8\} now\). Move or remove"):
+        measure(methods={"byol": {"method_options": {"dim": 8}}})
+    assert runs.started == []
+
+
+def test_baselines_with_other_settings_are_no_part_of_a_table(measuring, tmp_path):
+    measure, _ = measuring
+    measure()
+    with pytest.raises(ValueError, match="baselines-1.jsonl was measured with other settings"):
+        measure(epochs=3)
+    (tmp_path / "baselines-1.json").unlink()
+    with pytest.raises(ValueError, match="baselines-1.jsonl was measured with other settings"):
+        measure()
 
 
 def test_the_table_has_mean_and_sample_deviation(script):
@@ -77,18 +140,10 @@ def backbones(tmp_path, monkeypatch):
         (tmp_path / name / "model").mkdir(parents=True)
         fields = {"model_type": "resnet", "embedding_size": width, "architectures": ["ResNetModel"]}
         (tmp_path / name / "model" / "config.json").write_text(json.dumps(fields))
-    module, started = load("compare_backbones"), []
-
-    def run(name, description, flag, place, *flags):
-        started.append((yaml.safe_load(description.read_text()), flags))
-        place.mkdir()
-        metrics = dict.fromkeys(module.METRICS, len(started) / 100)
-        rows = [{"kind": "train", "step": 1, "loss": 1.0}, {"kind": "evaluation", "step": 1, "metrics": metrics}]
-        (place / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        (place / "report.html").write_text("")
-
-    monkeypatch.setattr(module, "run", run)
-    return module, started
+    module = load("compare_backbones")
+    runs = Runs(dict.fromkeys(module.METRICS, 0.0))
+    monkeypatch.setattr(module, "run", runs)
+    return module, runs
 
 
 def start_backbones(module, monkeypatch, folder, *names):
@@ -99,19 +154,32 @@ def start_backbones(module, monkeypatch, folder, *names):
 
 
 def test_albef_starts_from_each_backbone_and_from_its_architecture(tmp_path, backbones, monkeypatch):
-    module, started = backbones
+    module, runs = backbones
     for _ in range(2):  # the second time everything is there
         start_backbones(module, monkeypatch, tmp_path, "byol-1", "moco_v1-1")
-    assert [(config.get("vision_model"), config["vision_config"]) for config, _ in started] == [
+    configs = [yaml.safe_load(arguments[0].read_text()) for _, arguments in runs.started]
+    assert [(config.get("vision_model"), config["vision_config"]) for config in configs] == [
         (None, {"model_type": "resnet", "embedding_size": 8}),
         (str(tmp_path / "byol-1" / "model"), {}),
         (str(tmp_path / "moco_v1-1" / "model"), {}),
     ]
-    assert all(flags == ("--epochs", "2") and config["dataset"] == "emoji" for config, flags in started)
+    assert all(config["dataset"] == "emoji" for config in configs)
+    assert all(arguments[3:] == ("--epochs", "2", "--resume", "auto") for _, arguments in runs.started)
     lines = (tmp_path / "out" / "table.md").read_text().splitlines()[2:]
     assert [line.split(" | ")[:2] for line in lines] == [
         ["| random weights", "1.0"], ["| byol-1", "2.0"], ["| moco_v1-1", "3.0"],
     ]  # fmt: skip
+
+
+def test_a_run_from_a_backbone_that_was_trained_further_is_no_part_of_a_table(tmp_path, backbones, monkeypatch):
+    module, _ = backbones
+    weights = tmp_path / "byol-1" / "model" / "model.safetensors"
+    weights.touch()
+    start_backbones(module, monkeypatch, tmp_path, "byol-1")
+    start_backbones(module, monkeypatch, tmp_path, "byol-1")
+    os.utime(weights, (time.time() + 60, time.time() + 60))
+    with pytest.raises(ValueError, match="out/byol-1 holds a run of something else .the weights in .*are newer"):
+        start_backbones(module, monkeypatch, tmp_path, "byol-1")
 
 
 def test_backbones_that_cannot_be_compared_are_named(tmp_path, backbones, monkeypatch):

@@ -1,5 +1,6 @@
 """Emoji tasks: labels follow their rules, parts share no emoji, and the same seed makes the same rows."""
 
+import dataclasses
 import json
 import runpy
 from collections import Counter
@@ -16,7 +17,7 @@ from albef_hf.evaluation.boxes import check_box
 from albef_hf.evaluation.classification import majority_baseline
 from albef_hf.tasks import TASKS
 from albef_hf.tasks.question_answering import QuestionAnswering
-from albef_hf.training.arguments import parse_arguments
+from albef_hf.training.arguments import parse_arguments, resolved
 from albef_hf.training.task_arguments import TASK_GROUPS
 
 ROOT = Path(__file__).parent.parent
@@ -183,10 +184,14 @@ def test_emoji_tasks_that_have_been_run_are_not_run_again(tmp_path, monkeypatch)
     script = runpy.run_path(str(ROOT / "scripts" / "run_emoji_tasks.py"))
     started = []
 
-    def run_task(name, model, seed, folder, flags):
-        started.append((name, model, seed, flags))
+    def run_task(command):
+        started.append(command)
+        groups = parse_arguments(command, TASK_GROUPS)
+        model, seed, folder = groups[0].model_path, groups[2].seed, Path(groups[2].output_dir)
         folder.mkdir(parents=True)
-        accuracy = {"null": 0.25, "runs/emoji/model": 0.5}[model] + seed / 100
+        settled = dataclasses.replace(groups[2], mixed_precision="no")
+        (folder / "config.yaml").write_text(resolved(*groups[:2], settled, groups[3]))
+        accuracy = {None: 0.25, "runs/emoji/model": 0.5}[model] + seed / 100
         test = {
             "chosen": {"accuracy": accuracy},
             "last": {"accuracy": 0.9},
@@ -199,7 +204,17 @@ def test_emoji_tasks_that_have_been_run_are_not_run_again(tmp_path, monkeypatch)
     starts = {"pre-trained": "runs/emoji/model", "from scratch": "null"}
     for _ in range(2):
         found = script["measure"](["emoji_entailment"], starts, [1, 3], tmp_path, ["--max_steps", "5"])
-    assert len(started) == 4 and started[0] == ("emoji_entailment", "runs/emoji/model", 1, ["--max_steps", "5"])
+    assert len(started) == 4
+    assert [Path(started[0][0]).stem, *started[0][1:5]] == [
+        "emoji_entailment",
+        "--model_path",
+        "runs/emoji/model",
+        "--seed",
+        "1",
+    ]
+    assert started[0][-2:] == ["--max_steps", "5"]
+    with pytest.raises(ValueError, match="holds a run of something else .max_steps: 5 there, 6 now"):
+        script["measure"](["emoji_entailment"], starts, [1, 3], tmp_path, ["--max_steps", "6"])
     assert script["table"](found).splitlines()[-2:] == [
         "| entailment, test | 52.0 ± 1.4 | 27.0 ± 1.4 | most frequent class 34.0 |",
         "| entailment, other_design | 26.0 ± 0.7 | 13.5 ± 0.7 | most frequent class 34.0 |",

@@ -91,6 +91,7 @@ def test_a_run_without_evaluation_is_named(script, tmp_path):
     folder = tmp_path / "out" / "byol-1"
     folder.mkdir(parents=True)
     (folder / "report.html").write_text("")
+    (folder / "config.yaml").write_text("method: byol\n")
     (folder / "log.jsonl").write_text('{"kind": "train", "step": 1, "loss": 1.0}\n')
     text = yaml.safe_dump({"methods": {"byol": None}, "supervised_epochs": 0, "output_dir": str(tmp_path / "out")})
     with pytest.raises(ValueError, match="byol-1 was never evaluated: set evaluation_dataset"):
