@@ -11,6 +11,11 @@ _STRIP = 1 << 20  # pixels that are converted together, so that large pictures a
 DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 
 
+def is_turned(image: Image.Image) -> bool:
+    """Whether width and height are exchanged when the EXIF orientation is applied."""
+    return image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """A picture as people see it, in RGB.
 
@@ -66,4 +71,4 @@ def _on_white(image: Image.Image) -> Image.Image:
     return made
 
 
-__all__ = ["DEEP", "to_rgb"]
+__all__ = ["DEEP", "is_turned", "to_rgb"]

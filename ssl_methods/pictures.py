@@ -80,6 +80,17 @@ def saved_statistics(name: str) -> tuple[list[float], list[float]] | None:
     return list(mean), list(std)
 
 
+def checked_resize(resize: int | None, size: int) -> int:
+    """The shorter side that pictures are scaled to before their middle is cut out; the size of that where left out.
+
+    Raises:
+        ValueError: it is smaller.
+    """
+    if resize is not None and resize < size:
+        raise ValueError(f"evaluation_resize {resize} is below image_size {size}: nothing of that size can be cut out")
+    return resize or size
+
+
 class Pictures:
     """A labeled data set for probes: undecoded pictures, and how they become pixels.
 
@@ -102,11 +113,7 @@ class Pictures:
         classes: Sequence[str] | None = None,
         resize: int | None = None,
     ) -> None:
-        self.corpus, self.size, self.channels, self.resize = corpus, size, channels, resize or size
-        if self.resize < size:
-            raise ValueError(
-                f"evaluation_resize {resize} is below image_size {size}: nothing of that size can be cut out"
-            )
+        self.corpus, self.size, self.channels, self.resize = corpus, size, channels, checked_resize(resize, size)
         chosen: tuple[Sequence[float], Sequence[float]] = statistics or pixel_statistics(channels)
         self.mean, self.std = chosen
         own = class_names(corpus["label"], corpus.features["label"])

@@ -26,7 +26,7 @@ from . import METHODS
 from .data import build_two_view_data
 from .figures import draw_map, draw_neighbors, draw_views
 from .method import ImageMethod
-from .pictures import image_processor, load_pictures, pixel_statistics
+from .pictures import checked_resize, image_processor, load_pictures, pixel_statistics
 
 # Arguments of ALBEF that an image-only method has too, under `method_options`.
 _INSIDE_OPTIONS = ("projection_dim", "queue_size", "momentum", "temperature")
@@ -76,7 +76,7 @@ class ImageRun(Run):
         self.accelerator = accelerator
         self.method = build_method(model_arguments)
         self.size = model_arguments.image_size
-        self.resize = data_arguments.evaluation_resize or self.size
+        self.resize = checked_resize(data_arguments.evaluation_resize, self.size)
         self.channels = getattr(self.method.backbone.backbone.config, "num_channels", 3)
         self.mean, self.std = pixel_statistics(self.channels, data_arguments.image_mean, data_arguments.image_std)
         self.data = build_two_view_data(

@@ -62,7 +62,7 @@ CASES = {
             "question": "what colour is it?",
             "answer": [color] * 10,
             "question_id": 100 + number,
-            "question_type": "what colour",
+            "question_type": "what colour" if number % 3 else None,
         },
         ("Examples: test", "Accuracy by type of question", "people: red"),
         ("test.details.jsonl", "test.json"),

@@ -74,6 +74,8 @@ def test_accuracy_by_type():
     assert metrics["accuracy"] == pytest.approx((1 + 0.3 + 1) / 3)
     assert metrics["accuracy_per_question_type"] == pytest.approx({"how many": 0.3, "is it": 1, "what": 1})
     assert metrics["accuracy_per_answer_type"] == pytest.approx({"number": 0.3, "other": 1, "yes/no": 1})
+    some = answer_metrics(["cat", "dog"], [["cat"] * 4, ["cat"] * 4], question_types=["what", None])
+    assert some["accuracy_per_question_type"] == {"unknown": 0, "what": 1}
     with pytest.raises(ValueError, match="2 predictions do not fit 1 references"):
         answer_metrics(["a", "b"], [["a"]])
     with pytest.raises(ValueError, match="question 1 has no reference answers"):

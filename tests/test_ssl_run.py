@@ -176,6 +176,11 @@ def test_wrong_options_are_named():
         build_method(ModelArguments(**{**common, "vision_config": {"depths": [1]}}))
 
 
+def test_pictures_that_would_be_too_small_for_the_saved_processor_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="evaluation_resize 30 is below image_size 32"):
+        run_here("moco_v2", tmp_path / "dry", dry_run="true", evaluation_resize=30, label_column="null")
+
+
 def test_features_of_any_folder_are_probed(finished, tmp_path):
     out = tmp_path / "found.jsonl"
     command = [

@@ -1,9 +1,12 @@
 """Rows that cannot be measured are named before training; data sets that mean two things are refused."""
 
 import json
+from types import SimpleNamespace
 
 import datasets
 import pytest
+import torch
+from PIL import Image
 from task_cases import CASES, COLORS, write_config
 
 from albef_hf.tasks import TASKS
@@ -15,7 +18,11 @@ from albef_hf.training.task_run import evaluate_saved
 
 
 def checked(task, processor, tmp_path, change=None, chooses=False, **settings):
-    """`check_rows` of a task on six rows, whose pictures are not there, after `change` of the last row or of all."""
+    """`check_rows` of a task on six rows after `change` of the last row or of all. Only the pictures of grounding, 32
+    pixels wide and high, are there."""
+    if task == "grounding":
+        for color in COLORS:
+            Image.new("RGB", (32, 32), color).save(tmp_path / f"{color}.png")
     rows = [CASES[task].row(number, COLORS[number % 4]) for number in range(6)]
     for row in rows if change and change.pop("every", False) else rows[-1:]:
         row |= change or {}
@@ -51,6 +58,9 @@ def test_good_rows_pass_without_their_pictures(task, processor, tmp_path):
         ("grounding", {"bbox": [1, 2, 0, 3]}, "box: .* has no area"),
         ("grounding", {"bbox": [1, 2, 3, -3]}, "box: .* has no area"),
         ("grounding", {"proposals": [[0, 0, 4, 4], [1, 2, 3]]}, "proposals\\[1\\]: .* is no box"),
+        ("grounding", {"bbox": [20, 20, 13, 4]}, "box: .* is not inside the image of 32 x 32 pixels"),
+        ("grounding", {"proposals": [[0, 0, 4, 40]]}, "proposals\\[0\\]: .* is not inside the image of 32 x 32"),
+        ("grounding", {"image": "other.png"}, "no such file: .*other.png"),
     ],
 )
 def test_a_row_that_cannot_be_measured_is_named_before_training(task, change, message, processor, tmp_path):
@@ -145,5 +155,39 @@ def test_evaluation_may_be_repeated_and_tests_choose_nothing(model_folder, tmp_p
     assert seen == [("test", False)]
 
 
+def test_a_box_is_compared_with_the_picture_as_it_is_seen(processor, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    Image.new("RGB", (32, 64)).save(tmp_path / "turned.jpg", exif=exif)
+    checked("grounding", processor, tmp_path, {"image": "turned.jpg", "bbox": [40, 0, 24, 32]})
+    with pytest.raises(ValueError, match="row 5: box: .* is not inside the image of 64 x 32 pixels"):
+        checked("grounding", processor, tmp_path, {"image": "turned.jpg", "bbox": [0, 40, 32, 24]})
+
+
 def test_a_box_of_one_pixel_is_a_box(processor, tmp_path):
     checked("grounding", processor, tmp_path, {"bbox": [0, 0, 1, 1], "proposals": [[0, 0, 0.5, 0.5]]})
+
+
+class CountsRows(torch.nn.Linear):
+    """Stands for the model of text assignment: notes how many rows a batch has, and finds the first picture."""
+
+    classes = ("first", "second", "neither")
+
+    def forward(self, pixel_values, input_ids, attention_mask, assignment_draws, **_):
+        self.seen.append(len(input_ids))
+        assert assignment_draws.shape == (len(input_ids), 3)
+        labels = torch.zeros(len(input_ids), dtype=torch.int64)
+        return SimpleNamespace(logits=torch.eye(3)[labels], labels=labels)
+
+
+@pytest.mark.parametrize(
+    ("rows", "batches"), [(8, [4, 4]), (9, [4, 5]), (10, [4, 6]), (11, [4, 4, 3]), (3, [3]), (5, [5])]
+)
+def test_text_assignment_measures_every_row_with_others_in_its_batch(rows, batches, processor, tmp_path):
+    Image.new("RGB", (32, 32)).save(tmp_path / "red.png")
+    (tmp_path / "rows.json").write_text(json.dumps([CASES["text_assignment"].row(0, "red") for _ in range(rows)]))
+    model = CountsRows(1, 1)
+    model.seen = []
+    task = TASKS["text_assignment"](processor, TaskSettings(evaluation_batch_size=4))
+    result = task.measure(model, task.load(str(tmp_path / "rows.json")), "test")
+    assert model.seen == batches and result.samples == rows

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..image_conversion import DEEP, to_rgb
+from ..image_conversion import DEEP, is_turned, to_rgb
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # a JPEG file may turn out to be MPO
 MAX_PIXELS = 89_478_485  # from here on Pillow warns of a decompression bomb
@@ -135,3 +135,16 @@ def decode_image(value: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
         image = _three_channels(open_image(value, max_pixels))
         image.load()
         return to_rgb(image)
+
+
+def picture_size(value: Any) -> tuple[int, int]:
+    """Width and height that `decode_image` would return, by the picture's header.
+
+    Raises:
+        BadImage: it is missing, empty or of an unknown format.
+    """
+    with refusing():
+        image = open_image(value)
+        if isinstance(image, np.ndarray):
+            return image.shape[1], image.shape[0]
+        return (image.height, image.width) if is_turned(image) else image.size

@@ -83,9 +83,14 @@ def answer_accuracy(answer: str, references: Sequence[str]) -> float:
     return sum(scores) / len(scores)
 
 
-def _mean_per_type(scores: Sequence[float], types: Sequence[str]) -> dict[str, float]:
+def type_names(types: Sequence[str | None]) -> list[str]:
+    """The types of questions, "unknown" where a data set has none."""
+    return ["unknown" if name is None else str(name) for name in types]
+
+
+def _mean_per_type(scores: Sequence[float], types: Sequence[str | None]) -> dict[str, float]:
     grouped = defaultdict(list)
-    for score, type_ in zip(scores, types, strict=True):
+    for score, type_ in zip(scores, type_names(types), strict=True):
         grouped[type_].append(score)
     return {type_: sum(values) / len(values) for type_, values in sorted(grouped.items())}
 
@@ -93,15 +98,15 @@ def _mean_per_type(scores: Sequence[float], types: Sequence[str]) -> dict[str, f
 def answer_metrics(
     predictions: Sequence[str],
     references: Sequence[Sequence[str]],
-    question_types: Sequence[str] | None = None,
-    answer_types: Sequence[str] | None = None,
+    question_types: Sequence[str | None] | None = None,
+    answer_types: Sequence[str | None] | None = None,
 ) -> dict[str, float | dict[str, float]]:
     """VQA accuracy of many questions, as fractions.
 
     Args:
         predictions: one answer per question.
         references: one list per question: the answers of people, ten in VQA v2.
-        question_types, answer_types: one per question, such as "how many" and "number".
+        question_types, answer_types: one per question, such as "how many" and "number"; None counts as "unknown".
 
     Returns: `accuracy`, and where types are given `accuracy_per_question_type` and `accuracy_per_answer_type`.
 

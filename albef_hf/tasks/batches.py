@@ -99,18 +99,23 @@ class _EvaluationRows(Dataset):
 
 
 def evaluation_batches(
-    task: Task, rows: datasets.Dataset, name: str = "evaluation data"
+    task: Task,
+    rows: datasets.Dataset,
+    name: str = "evaluation data",
+    batches: Sequence[Sequence[int]] | None = None,
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """Batches of `evaluation_batch_size` (of the task's settings) with every row once, in order, unaugmented.
+    """Batches of rows, unaugmented: those of `batches`, or every row once, in order.
 
-    The last batch may be smaller.
+    Args:
+        batches: row numbers; where left out, batches of `evaluation_batch_size` (of the task's settings), of which the
+            last may be smaller.
 
     Raises:
         ValueError: a row cannot be used; names the data set, the row and the column.
     """
     loader = DataLoader(
         _EvaluationRows(task, rows, name),
-        task.settings.evaluation_batch_size,
+        **({"batch_size": task.settings.evaluation_batch_size} if batches is None else {"batch_sampler": batches}),
         collate_fn=partial(task.collate, training=False),
         num_workers=task.settings.data.workers,
         generator=torch.Generator(),

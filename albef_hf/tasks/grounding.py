@@ -8,9 +8,10 @@ import datasets
 import numpy as np
 import torch
 from PIL import ImageDraw
+from tqdm.auto import tqdm
 
-from ..data.images import BadImage, decode_image
-from ..evaluation.boxes import intersection_over_union
+from ..data.images import BadImage, decode_image, picture_size
+from ..evaluation.boxes import check_box, intersection_over_union
 from ..evaluation.explain import overlay
 from ..evaluation.grounding import AlbefGrounder, GroundingSample, find_boxes, score_boxes
 from ..evaluation.mode import failing_together
@@ -58,14 +59,22 @@ class Grounding(PairTask):
     )
 
     def check_rows(self, rows: datasets.Dataset, name: str, chooses: bool) -> None:
-        """Check that the rows have boxes.
+        """Check that the rows have boxes, and that these lie in their pictures, by the sizes in the headers.
 
         Raises:
-            ValueError: they have none, or one is no box; names the row.
+            ValueError: they have none, one is no box, lies outside, or its picture cannot be opened; names the row.
         """
         if "box" not in rows.column_names:
             raise ValueError(f"{name} has no boxes to compare with: name their column by columns: {{box: ...}}")
         super().check_rows(rows, name, chooses)
+        for number, row in enumerate(tqdm(rows, desc=f"boxes of {name}", disable=None, leave=False)):
+            try:
+                size = picture_size(row["image"])
+                check_box(row["box"], *size, "box")
+                for place, proposal in enumerate(row.get("proposals") or ()):
+                    check_box(proposal, *size, f"proposals[{place}]")
+            except ValueError as problem:
+                raise ValueError(f"{name}, row {number}: {problem}") from problem
 
     def check_row(self, row: Mapping[str, Any]) -> None:
         """See `Task.check_row`."""

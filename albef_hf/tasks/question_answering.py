@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..data.images import BadImage, decode_image
-from ..evaluation.answers import answer_accuracy, answer_metrics
+from ..evaluation.answers import answer_accuracy, answer_metrics, type_names
 from ..evaluation.classification import majority
 from ..modeling_albef_question_answering import AlbefForQuestionAnswering
 from ..processing_albef import AlbefProcessor
@@ -231,7 +231,9 @@ def _compare(result: TaskResult, rows: datasets.Dataset) -> None:
     given = [row["answer"] for row in result.predictions]
     references = [answers_of(row) for row in rows.select_columns(["answers"])]
     types = {
-        f"{column}s": list(rows[column]) for column in ("question_type", "answer_type") if column in rows.column_names
+        f"{column}s": type_names(rows[column])
+        for column in ("question_type", "answer_type")
+        if column in rows.column_names
     }
     figures = answer_metrics(given, references, **types)
     result.metrics = {key: value for key, value in figures.items() if isinstance(value, float)}

@@ -10,6 +10,8 @@ from .classification import classification_result, confusion_section
 from .pairs import CaptionTask
 from .result import TaskResult
 
+SMALLEST = 3  # rows of a batch: two other pictures are drawn from it for each text
+
 
 class TextAssignment(CaptionTask):
     """Each text is read with two pictures of its batch, which the model draws."""
@@ -35,11 +37,20 @@ class TextAssignment(CaptionTask):
 
     def _check_count(self, rows: datasets.Dataset, name: str) -> None:
         size = self.settings.evaluation_batch_size
-        if min(len(rows), size) < 3:
+        if min(len(rows), size) < SMALLEST:
             raise ValueError(
                 f"{name}: text assignment needs at least three rows in a batch, but there are {len(rows)} rows in "
                 f"batches of {size} (evaluation_batch_size)"
             )
+
+    def _batches(self, count: int) -> list[list[int]]:
+        """All rows in batches of `evaluation_batch_size`; too few in the last one go to the one before."""
+        size = self.settings.evaluation_batch_size
+        batches = [list(range(first, min(first + size, count))) for first in range(0, count, size)]
+        if len(batches[-1]) < SMALLEST:
+            last = batches.pop()
+            batches[-1] += last
+        return batches
 
     def measure(self, model: AlbefForTextAssignment, rows: datasets.Dataset, name: str) -> TaskResult:
         """Accuracy. The drawn pictures depend on the batches, so every rank measures all rows.
@@ -53,11 +64,8 @@ class TextAssignment(CaptionTask):
         predicted: list[int] = []
         references: list[int] = []
         with torch.inference_mode():
-            for batch in evaluation_batches(self, rows, name):
-                count = len(batch["input_ids"])
-                if count < 3:  # too few to draw other pictures from
-                    continue
-                batch["assignment_draws"] = torch.rand(count, 3, generator=generator)
+            for batch in evaluation_batches(self, rows, name, self._batches(len(rows))):
+                batch["assignment_draws"] = torch.rand(len(batch["input_ids"]), 3, generator=generator)
                 output = model(**{key: value.to(device) for key, value in batch.items()})
                 counts = output.labels >= 0
                 predicted += output.logits.argmax(1)[counts].tolist()
