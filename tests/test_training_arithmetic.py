@@ -81,10 +81,24 @@ def test_the_logged_norm_is_the_mean_before_clipping(tmp_path, clip):
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_skipped_step_leaves_no_trace_in_the_logged_norm(tmp_path, bad):
+def test_a_skipped_step_leaves_no_trace_in_the_logged_means(tmp_path, bad):
     _, (good,) = trained(tmp_path / "good", [1.0], log_every=1, optimizer="sgd", learning_rate=0.0)
     _, (row,) = trained(tmp_path / "bad", [1.0, bad], log_every=2, optimizer="sgd", learning_rate=0.0)
-    assert row["skipped_steps"] == 1 and row["gradient_norm"] == pytest.approx(good["gradient_norm"], rel=1e-5)
+    assert row["skipped_steps"] == 1
+    for name in ("gradient_norm", "loss"):
+        assert row[name] == pytest.approx(good[name], rel=1e-5)
+
+
+def test_where_no_step_counts_there_is_no_mean(tmp_path):
+    _, (good, bad) = trained(tmp_path, [1.0, float("nan")], log_every=1, optimizer="sgd", learning_rate=0.0)
+    assert good["skipped_steps"] == 0 and good["loss"] > 0
+    assert bad["skipped_steps"] == 1 and bad["loss"] is None and bad["gradient_norm"] is None
+
+
+def test_logged_losses_are_means_over_steps_and_micro_batches(tmp_path):
+    _, whole = weights_after(tmp_path / "whole", 1, log_every=1)
+    _, (row,) = weights_after(tmp_path / "parts", 2, log_every=3)
+    assert row["loss"] == pytest.approx(sum(each["loss"] for each in whole) / len(whole), rel=1e-4)
 
 
 # -- learning rates ---------------------------------------------------------------------------------------------------

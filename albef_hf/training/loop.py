@@ -40,7 +40,7 @@ class StepGuard:
         deviations: 0: spikes count.
 
     Attributes:
-        sums: of losses and metrics since the log last cleared it.
+        sums: of losses and metrics of the steps that counted, since the log last cleared it.
         recent: (128, 2), loss and gradient norm of the last steps. steps: of them that are filled.
         in_row: steps skipped one after the other. worst: the largest such number since the log last reset it.
     """
@@ -56,6 +56,7 @@ class StepGuard:
         self.groups = [[b for b in buffers if b.dtype == kind] for kind in sorted(kinds, key=str)]
         self.recent = torch.zeros(128, 2, device=accelerator.device)
         self.steps, self.in_row, self.worst, self.kept, self.loss = torch.zeros(5, device=accelerator.device)
+        self.added: list[tuple[str, torch.Tensor]] = []
         self.sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=accelerator.device))
         optimizer.register_step_pre_hook(self._before_optimizer)
 
@@ -67,13 +68,12 @@ class StepGuard:
 
     def begin(self) -> None:
         """Before a step: remember the buffers."""
-        self.before, self.loss = self._flat(), torch.zeros_like(self.loss)
+        self.before, self.loss, self.added = self._flat(), torch.zeros_like(self.loss), []
 
     def add(self, output: Mapping[str, Any]) -> None:
-        """Add the losses and metrics of a micro-batch."""
+        """Note the losses and metrics of a micro-batch."""
         losses = {name: value for name, value in output.items() if name.startswith("loss") and value is not None}
-        for name, value in (losses | self.method.metrics(output)).items():
-            self.sums[name] += value.detach().float()
+        self.added += (losses | self.method.metrics(output)).items()
         self.loss = self.loss + output["loss"].detach().float()
 
     def judge(self, norm: torch.Tensor) -> None:
@@ -98,7 +98,8 @@ class StepGuard:
         self.steps = self.steps + finite
         self.in_row = (self.in_row + 1) * ~self.kept
         self.worst = torch.maximum(self.worst, self.in_row)
-        self.sums["gradient_norm"] += torch.where(self.kept, norm, 0.0)
+        for name, value in [*self.added, ("gradient_norm", norm)]:
+            self.sums[name] += torch.where(self.kept, value.detach().float(), 0.0)
         self.sums["skipped_steps"] += ~self.kept
         self.sums["spikes"] += finite & ~self.kept
 

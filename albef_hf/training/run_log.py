@@ -1,5 +1,6 @@
 """The rows of a run's log, its progress bar and its trackers."""
 
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -97,20 +98,22 @@ class TrainingLog:
         """Write the means of the sums since the last row. This reads from the device once.
 
         Args:
-            sums: of losses and metrics over micro-batches, of `gradient_norm`, `skipped_steps` and `spikes` over
-                steps; `worst`: the most steps skipped one after the other.
+            sums: over the steps that counted, of losses and metrics of micro-batches and of `gradient_norm`; numbers
+                of `skipped_steps` and `spikes`; `worst`: the most steps skipped one after the other.
             output: of the last micro-batch.
 
         Returns: the values of the row.
         """
         step, scheduled_step = position.step, position.step + position.shift
-        steps = step - self.row
+        steps, health = step - self.row, self.method.health(output)
+        read = self.accelerator.reduce(torch.stack([*sums.values(), *(v.float() for v in health.values())]), "mean")
+        values = dict(zip((*sums, *health), read.tolist(), strict=True))
+        counts = {name: round(values[name]) for name in ("skipped_steps", "spikes", "worst")}
+        counted = steps - counts["skipped_steps"]
         micro_batches = steps * self.arguments.accumulation
-        sums = sums | {name: value.float() * micro_batches for name, value in self.method.health(output).items()}
-        means = self.accelerator.reduce(torch.stack(list(sums.values())), "mean") / micro_batches
-        values = dict(zip(sums, means.tolist(), strict=True))
-        counts = {name: round(values[name] * micro_batches) for name in ("skipped_steps", "spikes", "worst")}
-        values["gradient_norm"] *= micro_batches / max(1, steps - counts["skipped_steps"])  # of the steps that counted
+        for name in set(sums) - set(counts):  # where no step counted, there is no mean
+            divisor = counted if name == "gradient_norm" else counted * self.arguments.accumulation
+            values[name] = values[name] / divisor if counted else math.nan
         values |= counts
         worst = values.pop("worst")
         seconds = time.monotonic() - self.since
@@ -119,7 +122,8 @@ class TrainingLog:
         self._track(values, step)
         row = {"kind": "train", "step": step, "epoch": scheduled_step / self.length.steps_per_epoch}
         momentum = self.method.momentum_at(scheduled_step - 1, self.length.total_steps)
-        row |= {**values, **scheduled} | ({} if momentum is None else {"momentum": momentum})
+        row |= {name: value if math.isfinite(value) else None for name, value in values.items()} | {**scheduled}
+        row |= {} if momentum is None else {"momentum": momentum}
         samples = micro_batches * self.data.batch_size * self.accelerator.num_processes
         row |= {"samples_per_second": samples / seconds, "seconds": time.monotonic() - self.started}
         self.write(row)
