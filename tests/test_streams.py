@@ -125,9 +125,29 @@ def test_a_mixture_of_streams_is_drawn_anew_in_each_epoch_and_on_each_rank(tmp_p
     assert sources(0) == found[:2]
 
 
-def test_a_stream_that_ends_begins_again(tmp_path, processor):
-    seen = sum(captions_of(streamed(tmp_path, processor, streaming_rows=64), 0, 16), [])
-    assert {seen.count(f"thing number {i}") for i in range(32)} == {2}
+def test_a_stream_that_ends_begins_again_and_says_so_once(tmp_path, processor, capsys):
+    seen = sum(captions_of(streamed(tmp_path, processor, streaming_rows=64), 0, 33), [])
+    assert {seen[:64].count(f"thing number {i}") for i in range(32)} == {2}
+    said = capsys.readouterr().out
+    assert said.count("note: all 32 rows of ") == said.count("come again in this epoch (an epoch has 64 samples)") == 1
+    captions_of(streamed(tmp_path, processor), 0, 17)
+    assert "come again" not in capsys.readouterr().out
+
+
+def test_ranks_say_that_uneven_shards_leave_rows_out(tmp_path, processor, capsys):
+    parquet_of(tmp_path / "s0.parquet", 24)
+    parquet_of(tmp_path / "s1.parquet", 8, 24)
+    arguments = DataArguments(
+        dataset=str(tmp_path / "s*.parquet"), caption_column="text", streaming=True, streaming_rows=32,
+        augmentation="none", max_caption_tokens=8,
+    )  # fmt: skip
+    seen = []
+    for rank in range(2):
+        data = build_training_data(arguments, processor, batch_size=4, seed=3, rank=rank, world_size=2)
+        seen += sum(captions_of(data, 0, 4), [])
+    assert len(set(seen)) == 24
+    said = capsys.readouterr().out
+    assert said.count("note: the 8 rows of") == said.count("some of their rows are not seen in this epoch") == 1
 
 
 def test_bad_rows_of_a_stream_are_replaced_from_their_batch(tmp_path, processor):

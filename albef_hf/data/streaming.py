@@ -13,8 +13,9 @@ from .sources import CorpusStream
 class StreamedTrainingData(TrainingData):
     """`TrainingData` from streams. Here too, batch i of a rank depends on (seed, i, rank, number of ranks) only.
 
-    The order of shards changes every epoch, and rows are shuffled within windows. A stream that ends starts again.
-    A resumed run skips the rows of the epoch that were already used, without decoding them.
+    The order of shards changes every epoch, and rows are shuffled within windows. A stream that ends starts again; a
+    note says so once, since it means that rows come twice in an epoch, and others perhaps not at all. A resumed run
+    skips the rows of the epoch that were already used, without decoding them.
 
     Args:
         streams: data sets as `load_corpus(..., streaming=True)` returns them.
@@ -30,6 +31,7 @@ class StreamedTrainingData(TrainingData):
         self.streams = list(streams)
         self.shares = shares_of(weights)
         self.batches_per_window = max(1, window // self.batch_size)
+        self.said: set[int] = set()  # the streams of which a note was printed
 
     def _endless(self, part: int, epoch: int) -> Iterator[dict[str, Any]]:
         """The rows of one stream, over and over."""
@@ -41,6 +43,26 @@ class StreamedTrainingData(TrainingData):
                 yield row
             if count == 0:
                 raise ValueError(f"{self.streams[part].dataset} has no rows for rank {self.rank}")
+            if part not in self.said:
+                self.said.add(part)
+                print(self._note(part, count))
+
+    def _note(self, part: int, count: int) -> str:
+        """What it means that a stream starts again within an epoch. count: its rows on this rank."""
+        name, weighted = self.streams[part].dataset, len(self.streams) > 1
+        here = (
+            f"all {count:,} rows of {name}" if self.world_size == 1 else f"the {count:,} rows of {name} on this rank"
+        )
+        what = "its weight is larger than its share of the rows" if weighted else f"an epoch has {self.rows:,} samples"
+        uneven = (
+            ""
+            if self.world_size == 1
+            else (
+                ". Where other ranks have more, some of their rows are not seen in this epoch: use shards with equal "
+                "numbers of rows, a multiple of the number of ranks"
+            )
+        )
+        return f"note: {here} were read and come again in this epoch ({what}){uneven}"
 
     def _rows(self, epoch: int) -> Iterator[dict[str, Any]]:
         """The rows of an epoch on this rank, mixed by weight."""
