@@ -13,6 +13,7 @@ from pathlib import Path
 import datasets
 import pytest
 from data_helpers import first, parquet_of, picture, table_of
+from PIL import Image
 
 from albef_hf.data.arguments import DataArguments
 from albef_hf.data.fields import field_of, split_field, texts_of
@@ -595,3 +596,24 @@ def test_compressed_and_arrow_files(tmp_path, name):
         text = json.dumps(row) if "json" in name else "image,captions\na.png,a dog\n"
         (tmp_path / name).write_bytes(gzip.compress(text.encode()))
     assert load_corpus(str(tmp_path / name))["captions"] == ["a dog"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("written", ["pictures", "./pictures", "here/../pictures"])
+def test_a_folder_may_be_relative(written, streaming, tmp_path, monkeypatch):
+    """By class folders and by metadata alike."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    for name in ("cat/1.png", "dog/2.png"):
+        (tmp_path / "pictures" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / "pictures" / name)
+
+    def rows(**options):
+        loaded = load_corpus(written, streaming=streaming, **options)
+        return [row["image"] for row in (loaded.rows(0) if streaming else loaded)]
+
+    wanted = [(tmp_path / "pictures" / name).resolve() for name in ("cat/1.png", "dog/2.png")]
+    assert [Path(path).resolve() for path in rows(caption_column=None, label_column="label")] == wanted
+    lines = [{"file_name": name, "text": "a drawing"} for name in ("cat/1.png", "dog/2.png")]
+    (tmp_path / "pictures" / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert [Path(path).resolve() for path in rows(caption_column="text")] == wanted

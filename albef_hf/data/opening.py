@@ -98,7 +98,7 @@ def open_dataset(
     Raises:
         ValueError: it does not exist, or a file of it is cut or damaged.
     """
-    path = Path(dataset).expanduser()
+    path = Path(dataset).expanduser().absolute()
     files: list[Path] = []
     try:
         if dataset in BUILT_IN:

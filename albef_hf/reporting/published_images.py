@@ -47,6 +47,22 @@ _LIGHTLY = {**_CIFAR, "image_mean": None, "image_std": None, "learning_rate": 0.
 _LIGHTLY_SOURCE = "lightly's CIFAR-10 benchmark, its table for 200 epochs and 128 samples a step"
 _LIGHTLY_REMAINS = "The figure is the best of all epochs on the test part; runs here report the last epoch."
 _LIGHTLY_COLORS = "Color changes of that benchmark differ between its versions; here they are those of MoCo v2."
+_NETTE = {
+    **_LIGHTLY,
+    "vision_config": {"architecture": "resnet18", "model_args": {"zero_init_last": False}},
+    "image_size": 128,
+    "augmentation": "moco_v2",
+    "augmentation_options": {"scale": [0.08, 1.0]},
+    "epochs": 800,
+    "learning_rate_per": 256,
+}
+_NETTE_DATA = "Imagenette, 9,469 pictures"
+_NETTE_SOURCE = "lightly's Imagenette benchmark, its table for 800 epochs"
+_BIASES = (
+    "There the last layers of projector and predictor have a bias and the first have none; here it is the other way "
+    "around, as in BYOL's release."
+)
+_DIRECTIONS = "That loss is the mean of both directions; here the first view is the query and the second the key."
 
 IMAGES = {
     "moco_v1": Published(
@@ -215,7 +231,7 @@ IMAGES = {
             "method_options": _CIFAR_MOCO,
         },
         (
-            "That loss is the mean of both directions; here the first view is the query and the second the key.",
+            _DIRECTIONS,
             _LIGHTLY_COLORS,
             _LIGHTLY_REMAINS,
         ),
@@ -238,8 +254,7 @@ IMAGES = {
             },
         },
         (
-            "There the last layers of projector and predictor have a bias and the first have none; here it is the "
-            "other way around, as in BYOL's release.",
+            _BIASES,
             _LIGHTLY_COLORS,
             _LIGHTLY_REMAINS,
         ),
@@ -282,5 +297,51 @@ IMAGES = {
             "unclipped, as published for MoCo v3.",
             "That stem pads by 2, so that its maps have 34 x 34 places; here by 1, 32 x 32.",
         ),
+    ),
+    "imagenette_moco_v2": Published(
+        _NETTE_SOURCE,
+        "87.4 % on Imagenette by nearest neighbors (k 200, temperature 0.1)",
+        "one GPU, 232 minutes",
+        _NETTE_DATA,
+        256,
+        {**_NETTE, "method": "moco_v2", "method_options": {**_CIFAR_MOCO, "batch_norm_splits": 1}},
+        (
+            "That projector has 2048 hidden units; here as many as the encoder's features, 512.",
+            _DIRECTIONS,
+            _LIGHTLY_COLORS,
+            _LIGHTLY_REMAINS,
+        ),
+    ),
+    "imagenette_byol": Published(
+        _NETTE_SOURCE,
+        "88.7 % on Imagenette by nearest neighbors (k 200, temperature 0.1)",
+        "one GPU, 215 minutes",
+        _NETTE_DATA,
+        256,
+        {
+            **_NETTE,
+            "method": "byol",
+            "method_options": {
+                "momentum": 0.99,
+                "momentum_schedule": "constant",
+                "hidden_dim": 4096,
+                "dim": 256,
+                "loss_scale": 0.25,
+            },
+        },
+        (_BIASES, _LIGHTLY_COLORS, _LIGHTLY_REMAINS),
+    ),
+    "imagenette_barlow_twins": Published(
+        _NETTE_SOURCE,
+        "85.2 % on Imagenette by nearest neighbors (k 200, temperature 0.1)",
+        "one GPU, 299 minutes",
+        _NETTE_DATA,
+        256,
+        {
+            **_NETTE,
+            "method": "barlow_twins",
+            "method_options": {"projector_dims": [2048, 2048, 2048], "redundancy_weight": 0.005, "loss_scale": 1.0},
+        },
+        (_LIGHTLY_COLORS, _LIGHTLY_REMAINS),
     ),
 }
