@@ -471,3 +471,10 @@ def test_a_tracker_that_fails_costs_a_warning(tmp_path, capsys, monkeypatch):
     _, rows = trained(tmp_path, [1.0, 1.0], log_every=1)
     assert "the tracker failed and is not used further: OSError: full" in capsys.readouterr().out
     assert [row["step"] for row in rows] == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["taken", "taken/run"])
+def test_a_file_in_place_of_the_run_folder_is_named(tmp_path, name):
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(ValueError, match=f"output_dir .*{name} cannot be made .*taken.*; set it to a folder"):
+        claim(tmp_path / name, False, False, Accelerator()).__enter__()

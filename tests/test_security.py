@@ -15,8 +15,9 @@ from transformers import BertConfig, BertForMaskedLM, ViTConfig, ViTModel
 
 from albef_hf import AlbefConfig, AlbefForPreTraining
 from albef_hf.data.arguments import DataArguments
-from albef_hf.training.arguments import ModelArguments, parse_arguments, redact, resolved
+from albef_hf.training.arguments import ModelArguments, parse_arguments, resolved
 from albef_hf.training.initialization import build_albef, build_vision_backbone
+from albef_hf.training.redaction import redact
 from ssl_methods.haiku_pickle import read_haiku_pickle
 
 ROOT = Path(__file__).parent.parent

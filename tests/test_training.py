@@ -66,12 +66,26 @@ def test_every_config_is_understood(config):
         ("image_std: [a, 1]", [], "image_std must be a list of float, not with 'a' in it"),
         ("milestones: [true]", [], "milestones must be a list of float, not with True in it"),
         ("", ["--evaluation_resize", "big"], "evaluation_resize must be int, not 'big'"),
+        ("", ["--optimizer", "adamww"], "optimizer must be one of adamw, sgd, lars, not 'adamww'"),
+        ("", ["--optimizer", "[adamw"], "optimizer must be one of adamw, sgd, lars, not '.adamw'"),
+        ("schedule: cosine", [], "schedule must be one of cosine_per_epoch, cosine_per_step, steps, not 'cosine'"),
+        ("same_image: masked", [], "same_image must be one of negative, mask, positive, not 'masked'"),
+        ("", ["--output_dir", ""], "output_dir is empty; leave it out for its default, runs/albef"),
+        ("dataset: ''", [], "dataset is empty; leave it out for its default, emoji"),
     ],
 )
 def test_wrong_arguments_are_named(tmp_path, text, flags, message):
     (tmp_path / "run.yaml").write_text(text or "seed: 1")
     with pytest.raises(ValueError, match=message):
         parse_arguments([str(tmp_path / "run.yaml"), *flags])
+
+
+def test_a_command_without_a_configuration_trains_nothing(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["pretrain.py"])
+    with pytest.raises(ValueError, match="no configuration is given: name one of configs/, or see --help"):
+        parse_arguments()
+    monkeypatch.setattr(sys, "argv", ["pretrain.py", "--seed", "7"])
+    assert parse_arguments()[2].seed == 7
 
 
 def test_what_may_be_left_out_has_its_own_type(tmp_path):

@@ -64,7 +64,10 @@ class DataArguments:
     )
     augmentation_device: str = field(
         default="tensors",
-        metadata={"help": "image-only: change colors with tensors (on the training device) or with pillow"},
+        metadata={
+            "help": "image-only: change colors with tensors (on the training device) or with pillow",
+            "choices": ("tensors", "pillow"),
+        },
     )
     max_caption_tokens: int = field(
         default=25, metadata={"help": "longer captions are cut to this many tokens, [CLS] included"}

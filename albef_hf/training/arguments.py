@@ -1,9 +1,9 @@
 """The arguments of a run: dataclasses that a YAML file sets and flags override. Unknown keys are errors."""
 
 import argparse
+import contextlib
 import dataclasses
 import json
-import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,11 +12,16 @@ from typing import Any, get_args, get_origin
 
 import yaml
 
+from ..configuration_albef import POOLINGS, SAME_ID_POLICIES
 from ..data.arguments import DataArguments
 from ..data.hints import current_names, nearest_hint
 from ..reporting.card_facts import DESCRIPTIONS
 from ..reporting.published_recipes import PUBLISHED
 from .limits import check_limits, read_settings
+from .redaction import REDACTED, redact
+
+OPTIMIZERS = ("adamw", "sgd", "lars")
+SCHEDULES = ("cosine_per_epoch", "cosine_per_step", "steps")
 
 
 @dataclass
@@ -40,7 +45,10 @@ class ModelArguments:
     )
     vision_pooling: str = field(
         default="cls",
-        metadata={"help": "vector of the whole image: cls (class token), mean (of patches) or pooler (the encoder's)"},
+        metadata={
+            "help": "vector of the whole image: cls (class token), mean (of patches) or pooler (the encoder's)",
+            "choices": POOLINGS,
+        },
     )
     text_model: str | None = field(
         default=None,
@@ -71,11 +79,17 @@ class ModelArguments:
     )
     same_image: str = field(
         default="negative",
-        metadata={"help": "how another pair with the same image is treated: negative (published), mask or positive"},
+        metadata={
+            "help": "how another pair with the same image is treated: negative (published), mask or positive",
+            "choices": SAME_ID_POLICIES,
+        },
     )
     same_caption: str = field(
         default="negative",
-        metadata={"help": "how another pair with the same caption is treated: negative (published), mask or positive"},
+        metadata={
+            "help": "how another pair with the same caption is treated: negative (published), mask or positive",
+            "choices": SAME_ID_POLICIES,
+        },
     )
     gather_negatives: bool = field(
         default=False,
@@ -127,13 +141,18 @@ class TrainingArguments:
     )
     schedule: str = field(
         default="cosine_per_epoch",
-        metadata={"help": "learning rate after the warm-up: cosine_per_epoch, cosine_per_step or steps"},
+        metadata={
+            "help": "learning rate after the warm-up: cosine_per_epoch, cosine_per_step or steps",
+            "choices": SCHEDULES,
+        },
     )
     milestones: list[float] = field(
         default_factory=list,
         metadata={"help": "for schedule steps: epochs after which the learning rate falls to a tenth"},
     )
-    optimizer: str = field(default="adamw", metadata={"help": "adamw, or sgd or lars with momentum 0.9"})
+    optimizer: str = field(
+        default="adamw", metadata={"help": "adamw, or sgd or lars with momentum 0.9", "choices": OPTIMIZERS}
+    )
     bias_learning_rate: float = field(
         default=0.0, metadata={"help": "highest learning rate of vectors (biases, norms); 0: learning_rate"}
     )
@@ -206,13 +225,6 @@ class TrainingArguments:
 
 GROUPS = (ModelArguments, DataArguments, TrainingArguments)
 
-REDACTED = "REDACTED"
-# Keys and values of data set options that nobody else may see.
-_SECRET_KEY = re.compile(r"(?i)(^|[_-])(token|secret|password|passwd|credentials?|authorization|(api|access)?key)$")
-_SECRET_VALUE = re.compile(
-    r"\b(?:hf_|api_org_|sk-|gh[oprsu]_|github_pat_|AKIA)[A-Za-z0-9_\-]{12,}|://[^/@\s]+:[^/@\s]+@"
-)
-
 # Former names of keys and flags -> their names now.
 RENAMED = {"published": "published_defects"}
 
@@ -224,7 +236,9 @@ def _convert(name: str, value: Any, argument: dataclasses.Field) -> Any:
     """Convert a YAML value, or the text of a flag, to the type of its field."""
     wanted, choices = argument.type, argument.metadata.get("choices")
     if choices:
-        value = yaml.safe_load(value) if isinstance(value, str) else value
+        if isinstance(value, str) and value not in choices:
+            with contextlib.suppress(yaml.YAMLError):
+                value = yaml.safe_load(value)
         if not any(value is choice or isinstance(value, str) and value == choice for choice in choices):
             listed = ", ".join(yaml.safe_dump(choice).split("\n")[0] for choice in choices)
             raise ValueError(f"{name} must be one of {listed}, not {value!r}")
@@ -234,6 +248,8 @@ def _convert(name: str, value: Any, argument: dataclasses.Field) -> Any:
         if value in (None, "none", "null", ""):
             return None
         (wanted,) = kinds
+    if value == "" and argument.default not in ("", dataclasses.MISSING):
+        raise ValueError(f"{name} is empty; leave it out for its default, {argument.default}")
     accepted: dict[Any, Any] = {int: int, float: (int, float), bool: bool, str: str, list: list, dict: dict}
     base = get_origin(wanted) or wanted
     if isinstance(value, str) and base is not str:
@@ -268,8 +284,8 @@ def parse_arguments(
         script: further flags for --help, which the script has read before.
 
     Raises:
-        ValueError: the file does not exist, or there is an unknown key or a value of the wrong type, in the file or on
-            the command line.
+        ValueError: the file does not exist, there is an unknown key or a value of the wrong type, in the file or on
+            the command line, or the command line is empty.
     """
     fields = {f.name: f for group in groups for f in dataclasses.fields(group)}
     parser = argparse.ArgumentParser(
@@ -290,6 +306,8 @@ def parse_arguments(
             section.add_argument(f"--{f.name}", default=None, metavar="X", help=text, **flag)
             for old in (old for old, new in RENAMED.items() if new == f.name):
                 section.add_argument(f"--{old}", dest=f.name, default=None, help=argparse.SUPPRESS, **flag)
+    if argv is None and not sys.argv[1:]:
+        raise ValueError("no configuration is given: name one of configs/, or see --help")
     parsed, unknown = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
     for item in unknown:
         if item.startswith("--"):
@@ -317,17 +335,6 @@ def parse_arguments(
         group(**{f.name: converted[f.name] for f in dataclasses.fields(group) if f.name in converted})
         for group in groups
     )
-
-
-def redact(value: Any, key: str = "") -> Any:
-    """A value with `REDACTED` in place of tokens, passwords and keys, by their names and by their form."""
-    if isinstance(value, dict):
-        return {name: redact(each, str(name)) for name, each in value.items()}
-    if isinstance(value, list):
-        return [redact(each, key) for each in value]
-    if isinstance(value, str) and (value and _SECRET_KEY.search(key) or _SECRET_VALUE.search(value)):
-        return REDACTED
-    return value
 
 
 def resolved(*groups: Any) -> str:

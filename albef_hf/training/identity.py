@@ -127,7 +127,13 @@ def claim(folder: Path, resume: bool | str, overwrite: bool, accelerator: Accele
     with ExitStack() as stack:
 
         def begin() -> Claim:
-            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ValueError(
+                    f"output_dir {folder} cannot be made ({error.strerror}: {error.filename}); set it to a folder "
+                    "that can be written"
+                ) from error
             stack.enter_context(locked(folder))
             return _begin(folder, resume, overwrite)
 

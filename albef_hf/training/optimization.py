@@ -8,9 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .arguments import TrainingArguments
-
-SCHEDULES = ("cosine_per_epoch", "cosine_per_step", "steps")
+from .arguments import OPTIMIZERS, SCHEDULES, TrainingArguments
 
 
 def scaled_rates(arguments: TrainingArguments, samples_per_step: int, steps_per_epoch: int) -> TrainingArguments:
@@ -155,4 +153,4 @@ def build_optimizer(model: nn.Module, arguments: TrainingArguments) -> torch.opt
     if arguments.optimizer == "lars":
         groups[1]["adapt"] = arguments.decay_vectors
         return Lars(groups, lr=arguments.learning_rate)
-    raise ValueError(f"optimizer must be adamw, sgd or lars, not {arguments.optimizer!r}")
+    raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, not {arguments.optimizer!r}")
