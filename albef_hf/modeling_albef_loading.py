@@ -90,10 +90,9 @@ class LoadsFromOtherTasks:
             if "ignore_mismatched_sizes" not in str(error):
                 raise
             raise ValueError(f"weights of {name} do not fit its config.json: {error}") from error
-        # Renaming is for loading checkpoints of another class. Without this, saving would rename back.
-        model._weight_conversions = [
-            rule for rule in model._weight_conversions if not renamed.keys() & set(rule.source_patterns)
-        ]
+        # Saved names are those of a new model. What loading used would rename another class's weights back, and leave
+        # out the names of parts that the file lacks, such as momentum copies.
+        model._weight_conversions = None
         model.tie_weights()  # also within the momentum copies, which transformers does not look into
         model.freeze()
         missing = {_part(name) for name in report["missing_keys"]}

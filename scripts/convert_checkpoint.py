@@ -50,9 +50,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def convert(arguments: argparse.Namespace) -> None:
     from albef_hf import AlbefProcessor
     from albef_hf.convert.albef import OPTIONS, convert_checkpoint
+    from albef_hf.convert.files import check_target
     from albef_hf.convert.verification import compare, describe, fixed_inputs, outputs
     from albef_hf.training.initialization import load_tokenizer
 
+    check_target(arguments.target)
     options = {name: getattr(arguments, name) for name in OPTIONS if getattr(arguments, name) is not None}
     model, report = convert_checkpoint(arguments.source, task=arguments.task, ignore=arguments.ignore, **options)
     print(report)
@@ -61,18 +63,19 @@ def convert(arguments: argparse.Namespace) -> None:
             print(f"verified: {name} differs by {difference:.1e} of its greatest value")
     has_copies = any(name.startswith("momentum_copy.") for names in report.matched.values() for name in names)
     keep: dict[str, Any] = {"save_momentum": True} if has_copies and not arguments.without_momentum else {}
-    model.save_pretrained(arguments.target, **keep)
     text: Any = model.config.text_config
     tokenizer = arguments.tokenizer
     if tokenizer is None and text.vocab_size == 30522:
         tokenizer = "wordpiece"
-    if tokenizer is None:
-        print("no processor was saved: name its vocabulary with --tokenizer")
-    else:
-        size = model.config.vision_config.image_size
-        parts = load_tokenizer(tokenizer), size
+    processor = None
+    if tokenizer is not None:
+        parts = load_tokenizer(tokenizer), model.config.vision_config.image_size
         processor = AlbefProcessor.from_parts(*parts, add_sep_token=arguments.add_sep_token)
         processor.check_text_model(text)
+    model.save_pretrained(arguments.target, **keep)
+    if processor is None:
+        print("no processor was saved: name its vocabulary with --tokenizer")
+    else:
         processor.save_pretrained(arguments.target)
     if arguments.verify == "":
         inputs = fixed_inputs(model)

@@ -28,9 +28,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse(sys.argv[1:])
+    from albef_hf.convert.files import check_target
     from ssl_methods.convert import load_image_checkpoint, save_image_folder
 
     try:
+        check_target(arguments.target)
         model, report = load_image_checkpoint(arguments.source, arguments.heads, arguments.image_size)
     except ValueError as error:
         sys.exit(str(error))

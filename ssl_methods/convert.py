@@ -24,7 +24,7 @@ from transformers import (
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from albef_hf.convert.files import find_state, read_file
+from albef_hf.convert.files import check_image_size, find_state, read_file, shape_of
 from albef_hf.convert.state import KeyReport, convert_image_encoder
 from albef_hf.vision_backbone import resize_positions
 
@@ -132,8 +132,8 @@ def convert_byol(content: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], K
         ValueError: the content is not that of a BYOL checkpoint.
     """
     state = content.get("experiment_state", content)
-    if not {"online_params", "online_state"} <= set(state):
-        raise ValueError(f"not a BYOL checkpoint: it has {', '.join(map(str, state))}, but no online_params")
+    if not isinstance(state, Mapping) or not {"online_params", "online_state"} <= set(state):
+        raise ValueError(f"not a BYOL checkpoint: it has {', '.join(map(str, content))}, but no online_params")
     report = KeyReport("byol")
     converted: dict[str, torch.Tensor] = {}
 
@@ -184,7 +184,7 @@ def _resnet(state: Mapping[str, torch.Tensor]) -> PreTrainedConfig:
         for group in (1, 2, 3, 4)
     )
     block = "bottleneck" if "layer1.0.conv3.weight" in state else "basic"
-    width = state["conv1.weight"].shape[0]
+    width = shape_of(state, "conv1.weight")[0]
     if (block, blocks) not in _RESNETS or width != 64:
         raise ValueError(
             f"no ResNet that timm knows: {block} blocks {blocks}, {width} channels after the first convolution; it "
@@ -195,8 +195,9 @@ def _resnet(state: Mapping[str, torch.Tensor]) -> PreTrainedConfig:
 
 def _grid(state: Mapping[str, torch.Tensor]) -> tuple[int, int, int, int]:
     """Width, patch size, image size and layers of a timm ViT."""
-    width, _, patch, _ = state["patch_embed.proj.weight"].shape
-    side = math.isqrt(state["pos_embed"].shape[1] - 1)
+    width, _, patch, _ = shape_of(state, "patch_embed.proj.weight")
+    side = math.isqrt(shape_of(state, "pos_embed")[1] - 1)
+    shape_of(state, "blocks.0.mlp.fc1.weight")
     layers = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
     return width, patch, side * patch, layers
 
@@ -213,10 +214,14 @@ def _moco_v3_vit(state: Mapping[str, torch.Tensor]) -> PreTrainedConfig:
 
 def _plain_vit(state: Mapping[str, torch.Tensor], heads: int | None, image_size: int | None) -> ViTConfig:
     width, patch, size, layers = _grid(state)
+    check_image_size(image_size, patch)
+    heads = width // 64 if heads is None else heads
+    if heads < 1 or width % heads:
+        raise ValueError(f"{heads} heads do not share a width of {width}: give the number with --heads")
     return ViTConfig(
         hidden_size=width,
         num_hidden_layers=layers,
-        num_attention_heads=heads or width // 64,
+        num_attention_heads=heads,
         intermediate_size=state["blocks.0.mlp.fc1.weight"].shape[0],
         image_size=image_size or size,
         patch_size=patch,
@@ -256,14 +261,16 @@ def load_image_checkpoint(
     Returns: the model, and what became of each name.
 
     Raises:
-        ValueError: the file cannot be read safely, or its names or shapes belong to no known model.
+        ValueError: the file cannot be read safely, its names or shapes belong to no known model, or `heads` or
+            `image_size` do not fit it.
     """
     where = str(path)
     if Path(path).suffix in (".pkl", ".pickle"):
         encoder, report = convert_byol(read_haiku_pickle(path))
         if report.unexpected:
             raise ValueError(f"{where} has names outside BYOL's layout:\n{report}")
-        return _wrapped(_resnet(encoder), encoder, report, where), report
+        _check_unused(heads, image_size, where)
+        return _wrapped(_resnet(find_state(encoder, where)), encoder, report, where), report
     state = find_state(read_file(path), where)
     method = sniff_method(state)
     layout = LAYOUTS[method]
@@ -280,6 +287,8 @@ def load_image_checkpoint(
             report.unexpected.append(name)
     if report.unexpected:
         raise ValueError(f"{where} has names outside the {method} layout:\n{report}")
+    if method == "moco_v3" or "conv1.weight" in encoder:
+        _check_unused(heads, image_size, where)
     if "conv1.weight" in encoder:
         return _wrapped(_resnet(encoder), encoder, report, where), report
     if "patch_embed.proj.weight" not in encoder:
@@ -287,6 +296,14 @@ def load_image_checkpoint(
     if method == "moco_v3":
         return _wrapped(_moco_v3_vit(encoder), encoder, report, where), report
     return _vision_transformer(_plain_vit(encoder, heads, image_size), encoder, report, where), report
+
+
+def _check_unused(heads: int | None, image_size: int | None, where: str) -> None:
+    """Raises:
+    ValueError: something is given that only DeiT's and timm's ViTs take.
+    """
+    if (heads, image_size) != (None, None):
+        raise ValueError(f"{where} holds no DeiT or timm ViT: leave out heads and image_size, which only these take")
 
 
 def _wrapped(

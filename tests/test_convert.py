@@ -298,6 +298,39 @@ def test_other_files_are_told_apart(recorded, tmp_path):
         export_original_checkpoint(tiny_model().albef)
 
 
+def test_a_folder_without_copies_is_saved_and_exported_under_the_names_of_a_new_model(tmp_path):
+    config = tiny_config()
+    model = AlbefForPreTraining(config)
+    model.save_pretrained(tmp_path / "folder")  # as runs are saved, without momentum copies
+    loaded = AlbefForPreTraining.from_pretrained(tmp_path / "folder")
+    assert loaded.loading_report and saved_state(loaded).keys() == saved_state(model).keys()
+    assert export_original_checkpoint(loaded).keys() == export_original_checkpoint(model).keys()
+
+
+def test_targets_and_vocabularies_that_do_not_fit_write_nothing(recorded, tmp_path, monkeypatch):
+    state, sizes = recorded
+    torch.save({"model": state}, tmp_path / "ALBEF.pth")
+    flags = [text for name, value in sizes.items() for text in (f"--{name}", value)]
+    for target in (tmp_path / "ALBEF.pth", tmp_path / "ALBEF.pth" / "folder"):
+        with pytest.raises(SystemExit, match="ALBEF.pth is a file; name a folder"):
+            run_script("convert_checkpoint.py", monkeypatch, tmp_path / "ALBEF.pth", target, *flags)
+    with pytest.raises(SystemExit, match="ALBEF.pth is a file; name a folder"):
+        run_script("convert_image_checkpoint.py", monkeypatch, "no.pth", tmp_path / "ALBEF.pth")
+    wordpiece = (*flags, "--tokenizer", "wordpiece")
+    with pytest.raises(SystemExit, match="the tokenizer has 30522 tokens"):
+        run_script("convert_checkpoint.py", monkeypatch, tmp_path / "ALBEF.pth", tmp_path / "folder", *wordpiece)
+    assert [path.name for path in tmp_path.iterdir()] == ["ALBEF.pth"]
+
+
+@pytest.mark.parametrize("lost", ["visual_encoder.blocks.", "visual_encoder.cls_token"])
+def test_weights_from_which_sizes_are_read_are_named(recorded, lost):
+    state, sizes = recorded
+    with pytest.raises(ValueError, match=f"lacks '{lost}"):
+        convert_checkpoint({name: tensor for name, tensor in state.items() if not name.startswith(lost)}, **sizes)
+    with pytest.raises(ValueError, match="image_size 0 is no multiple of the patch size"):
+        convert_checkpoint(state, **{**sizes, "image_size": 0})
+
+
 def test_an_image_encoder_without_a_place_in_the_publication_is_not_exported():
     vision = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 24], "depths": [1, 1]}
     model = tiny_model(vision_config=vision, vision_pooling="mean")

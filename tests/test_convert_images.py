@@ -152,6 +152,28 @@ def test_what_belongs_to_no_known_model_is_named(resnet, tmp_path):
         sniff_method({"weight": torch.ones(1)})
 
 
+def test_sizes_that_cannot_be_read_and_flags_that_do_not_apply_are_named(resnet, tmp_path):
+    path = tmp_path / "file.pth"
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, num_classes=0).state_dict()
+
+    def refused(state, message, **options):
+        torch.save(state, path)
+        with pytest.raises(ValueError, match=message):
+            load_image_checkpoint(path, **options)
+
+    for lost in ("pos_embed", "blocks.0.mlp.fc1.weight"):
+        refused({k: v for k, v in vit.items() if k != lost}, f"lacks '{lost}'")
+    refused({k: v for k, v in vit.items() if "blocks" not in k}, "lacks 'blocks.0.mlp.fc1.weight'")
+    refused({**vit, "cls_token": vit["cls_token"] * torch.nan}, "NaN or infinite.*: cls_token")
+    for heads in (0, -1, 7):
+        refused(vit, f"{heads} heads do not share a width of 192", heads=heads)
+    for size in (0, -16, 40):
+        refused(vit, f"image_size {size} is no multiple of the patch size, 16", image_size=size)
+    for state in (resnet.state_dict(), prefixed(vit, "base_encoder.")):
+        refused(state, "leave out heads and image_size", image_size=64)
+        refused(state, "leave out heads and image_size", heads=3)
+
+
 # -- BYOL -------------------------------------------------------------------------------------------------------------
 
 
@@ -245,6 +267,19 @@ class Hostile:
 
     def __reduce__(self):
         return self.call, (str(self.marker),)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"experiment_state": None}, "not a BYOL checkpoint: it has experiment_state"),
+        ({"experiment_state": {"online_params": {}, "online_state": {}}}, "holds no weights"),
+    ],
+)
+def test_a_byol_file_without_weights_is_named(content, message, tmp_path):
+    (tmp_path / "byol.pkl").write_bytes(pickle.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        load_image_checkpoint(tmp_path / "byol.pkl")
 
 
 def test_a_hostile_pickle_does_nothing(tmp_path):

@@ -12,7 +12,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from ..configuration_albef import AlbefConfig, AlbefTextConfig
 from ..modeling_albef_loading import AlbefPreTrainedModel
 from ..vision_backbone import resize_positions
-from .files import read_state
+from .files import check_image_size, read_state, shape_of
 from .layouts import LAYOUTS
 from .state import (
     KeyReport,
@@ -77,13 +77,14 @@ def infer_config(state: Mapping[str, torch.Tensor], *, task: str | None = None, 
     text = "text_encoder.bert." if any(name.startswith("text_encoder.bert.") for name in state) else "text_encoder."
 
     def shape(name: str) -> torch.Size:
-        if name not in state:
-            raise ValueError(f"the checkpoint lacks {name!r}, so the sizes of the model are unknown")
-        return state[name].shape
+        return shape_of(state, name)
 
     vision_width, channels, _, patch = shape("visual_encoder.patch_embed.proj.weight")
     vocabulary, text_width = shape(f"{text}embeddings.word_embeddings.weight")
     grid = round((shape("visual_encoder.pos_embed")[1] - 1) ** 0.5)
+    check_image_size(options.get("image_size"), patch)
+    fc1 = shape("visual_encoder.blocks.0.mlp.fc1.weight")
+    shape("visual_encoder.cls_token")
     fusing = fusion_layers(state)
     if not fusing:
         raise ValueError("the checkpoint has no layer with cross-attention, so it is unknown where fusion begins")
@@ -97,7 +98,7 @@ def infer_config(state: Mapping[str, torch.Tensor], *, task: str | None = None, 
             hidden_size=vision_width,
             num_hidden_layers=1 + max(int(n.split(".")[2]) for n in state if n.startswith("visual_encoder.blocks.")),
             num_attention_heads=_heads(options, "vision_heads", vision_width),
-            intermediate_size=shape("visual_encoder.blocks.0.mlp.fc1.weight")[0],
+            intermediate_size=fc1[0],
             image_size=options.get("image_size", grid * patch),
             patch_size=patch,
             num_channels=channels,

@@ -59,7 +59,7 @@ def find_state(content: Any, where: str = "the checkpoint") -> dict[str, torch.T
         where: what the content is, for the error.
 
     Raises:
-        ValueError: there are no weights, or something else is among them.
+        ValueError: there are no weights, something else is among them, or some are NaN or infinite.
     """
     for container in CONTAINERS:
         if isinstance(content, Mapping) and isinstance(content.get(container), Mapping):
@@ -71,9 +71,38 @@ def find_state(content: Any, where: str = "the checkpoint") -> dict[str, torch.T
     if other:
         raise ValueError(f"{where} holds something that is no tensor among its weights: {other[:5]}")
     state = dict(content)
+    broken = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if broken:
+        raise ValueError(
+            f"{where} holds weights that are no numbers (NaN or infinite), so it is of no use: {', '.join(broken[:5])}"
+        )
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     return state
+
+
+def check_target(folder: Path) -> None:
+    """Raises:
+    ValueError: the folder to write is a file, or is inside one.
+    """
+    file = next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None)
+    if file is not None:
+        raise ValueError(f"{folder} cannot be written: {file} is a file; name a folder")
+
+
+def check_image_size(size: int | None, patch: int) -> None:
+    """Raises:
+    ValueError: pictures of that size, in pixels, are not covered by patches.
+    """
+    if size is not None and (size < 1 or size % patch):
+        raise ValueError(f"image_size {size} is no multiple of the patch size, {patch}")
+
+
+def shape_of(state: Mapping[str, torch.Tensor], name: str) -> torch.Size:
+    """The shape of a weight. Raises: ValueError: it is missing."""
+    if name not in state:
+        raise ValueError(f"the checkpoint lacks {name!r}, so the sizes of the model are unknown")
+    return state[name].shape
 
 
 def read_state(source: str | Path | Mapping[str, Any]) -> dict[str, torch.Tensor]:
@@ -83,4 +112,4 @@ def read_state(source: str | Path | Mapping[str, Any]) -> dict[str, torch.Tensor
     return find_state(source)
 
 
-__all__ = ["find_state", "read_file", "read_state"]
+__all__ = ["check_image_size", "check_target", "find_state", "read_file", "read_state", "shape_of"]
