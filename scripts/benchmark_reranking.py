@@ -42,7 +42,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--mean_length", type=float, default=12.5, help="average tokens of a text, [CLS] included")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, states and lengths")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    for name in ("images", "k", "image_tokens", "threads"):
+        if getattr(arguments, name) < 1:
+            parser.error(f"--{name} {getattr(arguments, name)}: at least 1")
+    if arguments.max_length < 5 or not arguments.mean_length >= 5:
+        parser.error("--max_length and --mean_length: at least 5, the length of the shortest texts")
+    return arguments
 
 
 class Fusion(nn.Module):

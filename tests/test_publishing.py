@@ -169,6 +169,19 @@ def test_what_is_no_model_is_refused(run, tmp_path):
         stage(run, tmp_path / "upload", "someone/tiny")
 
 
+def test_names_targets_and_half_models_that_cannot_be_published(run, tmp_path):
+    for name in ("", "tiny", "/tiny", "someone/", "a/b/c", "someone/tiny model"):
+        with pytest.raises(ValueError, match="is no name of a repository: write OWNER/NAME"):
+            stage(run, tmp_path / "upload", name)
+    with pytest.raises(ValueError, match="log.jsonl is a file: give a new folder"):
+        stage(run, run / "log.jsonl", "someone/tiny")
+    for path in (run / "model").glob("*tokenizer*"):
+        path.unlink()
+    with pytest.raises(ValueError, match="a processor without its tokenizer"):
+        stage(run, tmp_path / "upload", "someone/tiny")
+    assert not (tmp_path / "upload").exists()
+
+
 def test_a_backbone_without_a_card_gets_one(tmp_path):
     config = ViTConfig(hidden_size=12, num_hidden_layers=1, num_attention_heads=2, image_size=32)
     ViTModel(config).save_pretrained(tmp_path / "run" / "model")

@@ -45,6 +45,24 @@ def test_the_answer_list_goes_into_a_new_folder_but_is_none(script, tmp_path):
     assert json.loads((tmp_path / "new ü" / "list.json").read_text()) == ["red"]
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--images", 0),
+        ("--k", -1),
+        ("--image_tokens", 0),
+        ("--threads", 0),
+        ("--max_length", 0),
+        ("--mean_length", "nan"),
+    ],
+)
+def test_flags_of_the_benchmark(script, capsys, flags):
+    with pytest.raises(SystemExit):
+        script("benchmark_reranking.py", *flags)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert flags[0] in error and "at least" in error
+
+
 def compared(folder, text):
     path = folder / "compare.yaml"
     path.write_text(text)

@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 from huggingface_hub import CommitInfo, HfApi
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
 from ..model_folder import read_json
@@ -91,12 +93,22 @@ def stage(folder: Path | str, target: Path | str, repo_id: str) -> list[str]:
     Returns: the relative names of the files.
 
     Raises:
-        ValueError: there is no model, the target is not empty, a file is a link or not what its name says, or a text
-            has a token or a path of this machine; names the file and the line.
+        ValueError: `repo_id` is no name, the model or its tokenizer is missing, the target is not empty, a file is a
+            link or not what its name says, or a text has a token or a path of this machine; names the file and the
+            line.
     """
     source, target = find_model_folder(folder), Path(target)
-    if target.exists() and any(target.iterdir()):
-        raise ValueError(f"{target} is not empty: give a new folder")
+    owner, _, name = repo_id.partition("/")
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError:
+        name = ""
+    if not owner or not name:
+        raise ValueError(f"repo_id {repo_id!r} is no name of a repository: write OWNER/NAME")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"{target} is {'not empty' if target.is_dir() else 'a file'}: give a new folder")
+    if (source / "processor_config.json").is_file() and not any(source.glob("*tokenizer*.json")):
+        raise ValueError(f"{source} has a processor without its tokenizer.json: save the processor anew")
     try:
         return _stage(source, target, repo_id)
     except Exception:
