@@ -7,6 +7,9 @@ import torch
 from distributed_worker import run_steps
 from helpers import run_two_ranks
 
+from albef_hf.data.lines import read_lines
+from albef_hf.training.checkpoints import saved_checkpoints, step_of
+
 WORKER = Path(__file__).parent / "distributed_worker.py"
 
 
@@ -35,10 +38,25 @@ def test_without_a_process_group_gathering_is_the_identity():
     assert all(torch.equal(gathered[name], local[name]) for name in local)
 
 
-def test_an_evaluation_that_fails_on_one_rank_fails_on_all(tmp_path):
+@pytest.fixture(scope="module")
+def failures(tmp_path_factory):
+    """The folder of the ranks, and what each said of each case."""
+    folder = tmp_path_factory.mktemp("failures")
+    return folder, run_two_ranks(WORKER.with_name("failing_worker.py"), folder)
+
+
+@pytest.mark.parametrize("case", ["retrieve", "encode_texts", "rank_again", "predict", "ground", "probe"])
+def test_an_evaluation_that_fails_on_one_rank_fails_on_all(failures, case):
     """Otherwise the others would wait, or take the numbers of the next step for those they wait for."""
-    healthy, failing = run_two_ranks(WORKER.with_name("failing_worker.py"), tmp_path)
-    for case in ("retrieve", "predict", "probe"):
-        own, told = (bytes(results[case].tolist()).decode() for results in (failing, healthy))
-        assert own != "nothing" and told == f"RuntimeError: rank 1: {own}", case
-        assert healthy[f"{case}/together"] == failing[f"{case}/together"] == 2, case
+    _, (healthy, failing) = failures
+    own, told = (bytes(results[case].tolist()).decode() for results in (failing, healthy))
+    assert own != "nothing" and told == f"RuntimeError: rank 1: {own}"
+    assert healthy[f"{case}/together"] == failing[f"{case}/together"] == 2
+
+
+@pytest.mark.parametrize("case", ["while_it_works", "while_it_waits", "in_the_step_before"])
+def test_a_signal_to_one_rank_in_an_evaluation_stops_all_with_a_checkpoint(failures, case):
+    folder, ranks = failures
+    assert [bytes(results[case].tolist()).decode() for results in ranks] == ["SystemExit: 143"] * 2
+    assert [step_of(path) for path in saved_checkpoints(folder / case / "checkpoints")] == [2]
+    assert [row["kind"] for row in read_lines(folder / case / "log.jsonl")] == ["run", "train"]

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import threading
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
@@ -24,6 +26,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from albef_hf.data.batches import RejectionLog, TrainingData, signals_blocked
 from albef_hf.data.lines import read_lines
 from albef_hf.evaluation.retrieval_features import ImageFeatures
+from albef_hf.inference.retriever import AlbefRetriever
 from albef_hf.reporting.log import LogWriter
 from albef_hf.tasks.batches import evaluation_batches
 from albef_hf.training import checkpoints
@@ -280,6 +283,15 @@ def test_the_workers_of_evaluations_block_signals_too():
 
     features = ImageFeatures(SaysMask(1, 1), processor, images, batch_size=2, workers=1, storage=None).features
     assert features.tolist() == [[1.0], [1.0]] and not all_blocked()
+    retriever = AlbefRetriever(SaysMask(1, 1), processor, batch_size=2).index(images, workers=1)
+    assert retriever.features.tolist() == [[1.0], [1.0]]
+
+
+def test_every_loader_starts_its_workers_so():
+    root = Path(__file__).parent.parent
+    texts = {path: path.read_text() for part in ("albef_hf", "ssl_methods") for path in (root / part).rglob("*.py")}
+    loading = [path for path, text in texts.items() if "DataLoader(" in text]
+    assert len(loading) >= 4 and all("started(loader)" in texts[path] for path in loading)
 
 
 # -- steps that do not count ------------------------------------------------------------------------------------------
@@ -400,6 +412,28 @@ def test_a_signal_after_a_save_was_due_saves_the_step(tmp_path, monkeypatch, whe
         train(method, Rows(), arguments, build_accelerator(arguments), **options)
     assert stopped.value.code == 143
     assert [step_of(path) for path in saved_checkpoints(tmp_path / "checkpoints")] == [2]
+
+
+def test_a_run_that_is_stopped_says_what_to_type(tmp_path, capsys):
+    def told(resume, measured=False):
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path), max_steps=6, evaluate_every=2, warmup_steps=0, report_to="none", resume=resume
+        )
+        method = Full()
+        method.factors = [1.0] * 6
+        with StopSignal() as stop, pytest.raises(SystemExit):
+            measure = partial(os.kill, os.getpid(), signal.SIGTERM)
+            if not measured:
+                measure()
+            train(method, Rows(), arguments, build_accelerator(arguments), stop=stop, evaluate=lambda _: measure())
+        return capsys.readouterr().out
+
+    with claim(tmp_path, False, False, Accelerator()):
+        assert "stopped before the first step, so there is no checkpoint: start again with --resume auto" in told(
+            False
+        )
+    assert "stopped after step 2; go on with --resume" in told("auto", measured=True)
+    assert "stopped after step 2; go on with --resume" in told(True)
 
 
 def test_where_an_evaluation_of_several_ranks_fails_the_step_before_it_is_saved(tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from datasets.search import FaissIndex
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from ..data.batches import started
 from ..data.images import decode_image
 from ..evaluation.mode import evaluation_mode
 from ..evaluation.retrieval import TOKEN_MEMORY
@@ -170,7 +171,7 @@ class AlbefRetriever:
         loader = DataLoader(
             pictures, self.batch_size, num_workers=workers, generator=torch.Generator(), collate_fn=list
         )
-        for number, pixels in enumerate(loader):
+        for number, pixels in enumerate(started(loader)):
             yield number * self.batch_size, pixels
 
     # -- searching ----------------------------------------------------------------------------------------------------

@@ -113,7 +113,7 @@ def naming_a_full_disk(path: Path, kept: str) -> Iterator[None]:
         if number not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise OSError(
-            number, f"the disk is full: {path} could not be written; {kept}. Make room and go on with --resume"
+            number, f"the disk is full: {path} could not be written; {kept}. Make room and go on with --resume auto"
         ) from error
 
 

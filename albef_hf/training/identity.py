@@ -167,7 +167,7 @@ def _begin(folder: Path, resume: bool | str, overwrite: bool) -> Claim:
     if checkpoint is not None:
         return Claim(folder, checkpoint, progress, [*notes, f"resuming from {checkpoint}"])
     if resume is True or reasons or (folder / "model").exists():
-        found = "; ".join(reasons) or "leave out --resume to start a new run (--resume auto does either)"
+        found = "; ".join(reasons) or "--resume auto starts a run where there is none to go on with"
         if (folder / "model").exists():
             found = "and model/ holds the result of a run; set output_dir to another folder, or use --overwrite"
         raise ValueError(f"{checkpoints} holds no checkpoint to resume from: {found}")

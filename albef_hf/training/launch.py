@@ -106,8 +106,12 @@ def launch(
                 claim=claimed,
                 stop=stop,
             )
-            with stop.stopping_at_once():
-                run.finish(method, folder, length.total_steps)
+            try:
+                with stop.stopping_at_once():
+                    run.finish(method, folder, length.total_steps)
+            except SystemExit:
+                accelerator.print(f"stopped before the run was complete. {MADE_AGAIN}")
+                raise
         with attempt(f"closing {arguments.report_to}", folder, length.total_steps, then="The run is complete"):
             accelerator.end_training()
 

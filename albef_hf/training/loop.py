@@ -149,7 +149,7 @@ def train(
             run.guard.release()
     run.log.bar.close()
     if run.stop.agreed:
-        accelerator.print(f"stopped after step {run.position.step}; go on with --resume")
+        accelerator.print(run.how_to_go_on())
         raise SystemExit(run.stop.status)
     return run.method
 

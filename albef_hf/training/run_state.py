@@ -88,36 +88,53 @@ class RunState:
     def evaluate_if_due(self, resumed: bool = False) -> None:
         """Evaluate after the step, if that is due; if the run is resumed here, only if it was not done before.
 
-        An evaluation that fails costs a warning. A signal during it saves and ends the run.
+        An evaluation that fails costs a warning. A signal during it saves and ends the run; after one that some rank
+        got before, none begins.
         """
         every, step = self.arguments.evaluate_every, self.position.step
         if self.evaluate is None or not every or step % every or not step:
             return
         if resumed and on_main(self.accelerator, lambda: self.log.has_evaluation(step)):
             return
+        if self.stop.group is not None:
+            self.stop.agree()
+            self.stop.agree()  # at once: the first one sends what the second one hears
+            if self.stop.agreed:
+                return
         self.sums = self.log.state(self.guard.sums)
         average_running_statistics(self.method, self.accelerator)
         try:
-            with self.stop.stopping_at_once():
+            with self.stop.stopping_at_once(lambda: self.save(alone=True)):
                 metrics = self.evaluate(self.method)
         except SystemExit:
             self.save(alone=True)
+            self.accelerator.print(self.how_to_go_on())
             raise
         except Exception as error:
             text = f"the evaluation after step {step} failed: {type(error).__name__}: {error}"
             self.log.warn(step, text, again=True)
             if self.stop.group is not None:  # another rank may be gone, and the next step may end this one, too
                 self.save(alone=True)
+                if self.stop.asked:
+                    raise SystemExit(self.stop.status) from error
         else:
             self.evaluated(self.method, step, metrics)
             self.log.write_evaluation(step, self.evaluation_name, metrics)
         self.model.train()
 
+    def how_to_go_on(self) -> str:
+        """What to print where the run was asked to stop."""
+        if not self.position.step:
+            return "stopped before the first step, so there is no checkpoint: start again with --resume auto"
+        return f"stopped after step {self.position.step}; go on with --resume"
+
     def save(self, alone: bool = False) -> None:
         """Write a checkpoint. Called on all ranks, of which the main one writes.
 
-        alone: without the other ranks, right after a step that they share.
+        alone: without the other ranks, right after a step that they share; not if its checkpoint is there.
         """
+        if alone and self.saved_step == self.position.step:
+            return
         if not alone:
             average_running_statistics(self.method, self.accelerator)
             self.sums = self.log.state(self.guard.sums)
@@ -155,7 +172,9 @@ class RunState:
             why = (
                 "the run fell back once without coming further" if again else "there is no checkpoint to fall back to"
             )
-            raise ValueError(f"{reason}, and {why}; lower the learning rate or look at the samples, and resume")
+            raise ValueError(
+                f"{reason}, and {why}; lower the learning rate or look at the samples, and go on with --resume auto"
+            )
         self.fell_back_before = step
         self.position.go_back(progress["step"])
         self.load(checkpoint, progress)

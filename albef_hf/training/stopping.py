@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from ..data.batches import STOP_SIGNALS
+from ..evaluation.mode import requests
 from .processes import launcher
 
 
@@ -46,7 +47,9 @@ class StopSignal:
         self.asked = self.asked or number
         if self.group is None:
             self.agreed = self.asked
-        if self.at_once:
+        if self.at_once and requests.held:
+            requests.status = self.status
+        elif self.at_once:
             raise SystemExit(self.status)
 
     def __exit__(self, *_: object) -> None:
@@ -71,15 +74,20 @@ class StopSignal:
         self.said = flag, dist.all_reduce(torch.from_numpy(flag), dist.ReduceOp.MAX, self.group, async_op=True)
 
     @contextmanager
-    def stopping_at_once(self) -> Iterator[None]:
-        """A context in which nothing is lost: a signal ends it with SystemExit, also one that came before."""
-        self.at_once = True
+    def stopping_at_once(self, leaving: Callable[[], None] | None = None) -> Iterator[None]:
+        """A context in which nothing is lost: a signal ends it with SystemExit, also one that came before.
+
+        leaving: on several ranks, a signal to one ends it on all, where they next work by themselves: see
+            `failing_together`. This is called before a rank waits there for the others.
+        """
+        self.at_once, requests.leaving, requests.held = True, leaving, leaving is not None and self.group is not None
         try:
-            if self.asked:
+            if self.asked and self.group is None:
                 raise SystemExit(self.status)
+            requests.status = self.status if self.asked else 0
             yield
         finally:
-            self.at_once = False
+            self.at_once, requests.status, requests.leaving, requests.held = False, 0, None, False
 
 
 def parent_note() -> str | None:
