@@ -8,6 +8,9 @@ from torch import nn
 from training_helpers import Output, Rows, saved, trained
 
 from albef_hf.data.lines import read_lines
+from albef_hf.reporting.curves import plot_curves
+from albef_hf.reporting.log import read_log
+from albef_hf.reporting.report import write_report
 from albef_hf.trainable import Trainable
 from albef_hf.training.arguments import TrainingArguments
 from albef_hf.training.checkpoints import saved_checkpoints
@@ -93,6 +96,14 @@ def test_where_no_step_counts_there_is_no_mean(tmp_path):
     _, (good, bad) = trained(tmp_path, [1.0, float("nan")], log_every=1, optimizer="sgd", learning_rate=0.0)
     assert good["skipped_steps"] == 0 and good["loss"] > 0
     assert bad["skipped_steps"] == 1 and bad["loss"] is None and bad["gradient_norm"] is None
+
+
+def test_curves_and_report_of_rows_without_means_are_made(tmp_path):
+    trained(tmp_path, [float("nan")] * 2 + [1.0] * 2, log_every=2)
+    assert "NaN" not in (tmp_path / "log.jsonl").read_text()
+    assert read_log(tmp_path / "log.jsonl").series("loss")[0].tolist() == [4]
+    assert "of 4 optimizer steps" in write_report(tmp_path, None, None).read_text()
+    assert plot_curves(tmp_path / "log.jsonl", tmp_path / "curves.png").stat().st_size > 0
 
 
 def test_logged_losses_are_means_over_steps_and_micro_batches(tmp_path):
