@@ -414,6 +414,34 @@ def test_a_signal_after_a_save_was_due_saves_the_step(tmp_path, monkeypatch, whe
     assert [step_of(path) for path in saved_checkpoints(tmp_path / "checkpoints")] == [2]
 
 
+@pytest.mark.parametrize("where", ["evaluate", "evaluated"])
+def test_nobody_waits_for_data_workers_before_the_step_is_saved(tmp_path, where):
+    """Where batches are left, their workers end; one in the midst of a batch may take as long as it likes."""
+    left, data = [], Rows()
+    every = data.batches
+
+    def leaving(batches):
+        try:
+            yield from batches
+        finally:
+            left.append([step_of(path) for path in saved_checkpoints(tmp_path / "checkpoints")])
+
+    def measure(*_):
+        for _ in leaving(range(2)) if where == "evaluate" else every():
+            os.kill(os.getpid(), signal.SIGTERM)
+            break
+        return {"accuracy": 1.0}
+
+    data.batches = lambda start: leaving(every(start))
+    options = {"evaluate": lambda _: {"accuracy": 1.0}} | {where: measure}
+    method = Full()
+    method.factors = [1.0] * 4
+    arguments = TrainingArguments(output_dir=str(tmp_path), max_steps=4, evaluate_every=2, report_to="none")
+    with pytest.raises(SystemExit):
+        train(method, data, arguments, build_accelerator(arguments), **options)
+    assert [step_of(path) for path in saved_checkpoints(tmp_path / "checkpoints")] == [2] and [] not in left
+
+
 def test_a_run_that_is_stopped_says_what_to_type(tmp_path, capsys):
     def told(resume, measured=False):
         arguments = TrainingArguments(

@@ -1,6 +1,6 @@
 """Evaluation mode for a while, and work of each rank that fails on all of them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 
 import torch.distributed as dist
@@ -27,12 +27,10 @@ class Requests:
     Attributes:
         held: a request has to wait for the next such work, as while ranks tell each other whether they failed.
         status: exit status of a request that waits; 0: none.
-        leaving: called before a rank that was asked tells the others, for whom it may have to wait.
     """
 
     held = False
     status = 0
-    leaving: Callable[[], None] | None = None
 
 
 requests = Requests()
@@ -70,8 +68,6 @@ def failing_together() -> Iterator[None]:
 def _tell(error: Exception | SystemExit | None) -> None:
     """Tell the other ranks of an error, and raise what they tell of; an own one is left to the caller."""
     stopped = isinstance(error, SystemExit)
-    if stopped and requests.leaving is not None:
-        requests.leaving()
     said: list[tuple[str, int] | None] = [None] * world_size()
     with suppress(Exception) if stopped else nullcontext():  # the others may have left already
         status = int(error.code or 0) if isinstance(error, SystemExit) else 0

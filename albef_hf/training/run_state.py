@@ -81,9 +81,10 @@ class RunState:
         self.rejections = RejectionLog(path, max_rejected_fraction, step=step, seen=seen)
 
     def batches(self) -> Iterator[dict[str, Any]]:
-        """All batches from here on."""
+        """All batches from here on. They are kept, so that a last save waits for no worker to end."""
         start, origin = self.position.next_batch()
-        return self.data.batches(start, origin) if origin else self.data.batches(start)
+        self.drawn = self.data.batches(start, origin) if origin else self.data.batches(start)
+        return self.drawn
 
     def evaluate_if_due(self, resumed: bool = False) -> None:
         """Evaluate after the step, if that is due; if the run is resumed here, only if it was not done before.

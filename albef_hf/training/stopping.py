@@ -30,6 +30,7 @@ class StopSignal:
     def __init__(self) -> None:
         self.asked = self.agreed = 0
         self.at_once = False
+        self.save: Callable[[], None] = lambda: None
         self.handlers: dict[int, Any] = {}
         self.said: Any = None  # of the ranks in the last step: their signals, and the exchange of them under way
         self.group: Any = None
@@ -47,10 +48,12 @@ class StopSignal:
         self.asked = self.asked or number
         if self.group is None:
             self.agreed = self.asked
-        if self.at_once and requests.held:
+        if self.at_once:
+            self.at_once = False  # another signal does not interrupt what this one began
+            self.save()
+            if not requests.held:
+                raise SystemExit(self.status)
             requests.status = self.status
-        elif self.at_once:
-            raise SystemExit(self.status)
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self.handlers.items():
@@ -74,20 +77,23 @@ class StopSignal:
         self.said = flag, dist.all_reduce(torch.from_numpy(flag), dist.ReduceOp.MAX, self.group, async_op=True)
 
     @contextmanager
-    def stopping_at_once(self, leaving: Callable[[], None] | None = None) -> Iterator[None]:
-        """A context in which nothing is lost: a signal ends it with SystemExit, also one that came before.
+    def stopping_at_once(self, save: Callable[[], None] | None = None) -> Iterator[None]:
+        """A context that a signal ends with SystemExit, also one that came before.
 
-        leaving: on several ranks, a signal to one ends it on all, where they next work by themselves: see
-            `failing_together`. This is called before a rank waits there for the others.
+        Args:
+            save: called at the signal itself, since data workers that are in the midst of a batch may delay the end.
+                On several ranks a signal to one then ends it on all, where they next work by themselves: see
+                `failing_together`. None: all is saved already.
         """
-        self.at_once, requests.leaving, requests.held = True, leaving, leaving is not None and self.group is not None
+        self.at_once, self.save = True, save or (lambda: None)
+        requests.held = save is not None and self.group is not None
         try:
             if self.asked and self.group is None:
                 raise SystemExit(self.status)
             requests.status = self.status if self.asked else 0
             yield
         finally:
-            self.at_once, requests.status, requests.leaving, requests.held = False, 0, None, False
+            self.at_once, requests.status, requests.held = False, 0, False
 
 
 def parent_note() -> str | None:
