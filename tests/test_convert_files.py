@@ -67,6 +67,17 @@ def test_a_broken_file_is_named(tmp_path):
         load_original_checkpoint(tmp_path / "other.pth")
 
 
+@pytest.mark.parametrize("content", [b"hello\n", b"", b"PK\x03\x04xx", bytes(range(256)) * 8])
+def test_what_is_no_checkpoint_is_said_without_unsafe_advice(content, tmp_path):
+    path = tmp_path / "notes.pth"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"notes\.pth is no torch checkpoint, or not a whole one") as raised:
+        load_original_checkpoint(path)
+    assert "weights_only" not in str(raised.value)
+    with pytest.raises(ValueError, match="is a folder; name a file in it"):
+        load_original_checkpoint(tmp_path)
+
+
 def test_only_one_place_reads_pickled_tensors_and_it_is_strict():
     root = Path(__file__).parent.parent
     calls = {}

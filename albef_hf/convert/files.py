@@ -13,6 +13,10 @@ from safetensors.torch import load_file
 from torch.serialization import safe_globals
 
 CONTAINERS = ("model", "state_dict")
+_NO_CHECKPOINT = (
+    "is no torch checkpoint, or not a whole one: it is cut, damaged, or of another format. Fetch it again and compare "
+    "its size"
+)
 
 
 def read_file(path: str | Path) -> Any:
@@ -27,7 +31,7 @@ def read_file(path: str | Path) -> Any:
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"there is no file {path}")
+        raise ValueError(f"{path} is a folder; name a file in it" if path.is_dir() else f"there is no file {path}")
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
@@ -40,14 +44,15 @@ def read_file(path: str | Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL (\S+)", str(error))
+        if wanted is None:  # torch's own text advises to read the file unsafely
+            raise ValueError(f"{path} {_NO_CHECKPOINT}") from error
         raise ValueError(
-            f"{path} was not read, because it holds more than tensors and plain values"
-            + (f": it asks for {wanted[1]}. " if wanted else f" ({str(error).splitlines()[0]}). ")
-            + "If you made the file yourself, save its weights alone, torch.save(model.state_dict(), path), or allow "
+            f"{path} was not read, because it holds more than tensors and plain values: it asks for {wanted[1]}. "
+            "If you made the file yourself, save its weights alone, torch.save(model.state_dict(), path), or allow "
             "a class that you trust with torch.serialization.add_safe_globals."
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path} is not a whole torch checkpoint: {error}") from error
+        raise ValueError(f"{path} {_NO_CHECKPOINT}") from error
 
 
 def find_state(content: Any, where: str = "the checkpoint") -> dict[str, torch.Tensor]:
