@@ -15,6 +15,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+CONVERTING = ("task", "vision_heads", "text_heads", "image_size", "ignore", "tokenizer", "add_sep_token")
+
 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -97,6 +99,13 @@ def export(arguments: argparse.Namespace) -> None:
 
     from albef_hf.convert.albef import MODELS, export_original_checkpoint, model_class
 
+    used = [name for name in CONVERTING if getattr(arguments, name)]
+    if used:
+        raise ValueError(f"--{used[0]} is for converting, and does nothing with --export: leave it out")
+    if arguments.target.suffix not in (".pth", ".pt", ".safetensors"):
+        raise ValueError(f"{arguments.target}: with --export name a file that ends in .pth, .pt or .safetensors")
+    if arguments.target.exists():
+        raise ValueError(f"{arguments.target} exists already: remove it, or name another file")
     if not (arguments.source / "config.json").is_file():
         raise ValueError(f"{arguments.source} is no model folder: it has no config.json")
     config = AutoConfig.from_pretrained(arguments.source, trust_remote_code=False)

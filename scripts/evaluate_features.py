@@ -52,6 +52,8 @@ def main() -> None:
 
     if not (options.model or options.baselines or options.supervised_epochs):
         raise ValueError("nothing to do: give --model, --baselines or --supervised_epochs")
+    if options.output is not None and options.output.is_dir():
+        raise ValueError(f"--output {options.output} is a folder: name a file")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)

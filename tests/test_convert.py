@@ -376,6 +376,9 @@ def test_the_script_converts_verifies_and_exports(recorded, tmp_path, monkeypatc
 
     values["output/image_embeds"] = values["output/image_embeds"] + 0.1
     save_file(values, tmp_path / "values.safetensors")
+    with pytest.raises(SystemExit, match="second holds a model already: remove it, or name another folder"):
+        run_script(script, monkeypatch, *verify)
+    verify[1] = tmp_path / "third"
     with pytest.raises(SystemExit, match="does not compute the values of .*off image_embeds by"):
         run_script(script, monkeypatch, *verify)
     model = AlbefForPreTraining.from_pretrained(tmp_path / "folder")
@@ -386,7 +389,13 @@ def test_the_script_converts_verifies_and_exports(recorded, tmp_path, monkeypatc
         run_script(script, monkeypatch, tmp_path / "nothing.pth", tmp_path / "third")
     assert not (tmp_path / "third").exists()
     with pytest.raises(SystemExit, match="nothing is no model folder"):
-        run_script(script, monkeypatch, tmp_path / "nothing", tmp_path / "back.pth", "--export")
+        run_script(script, monkeypatch, tmp_path / "nothing", tmp_path / "again.pth", "--export")
+    with pytest.raises(SystemExit, match="back.pth exists already: remove it, or name another file"):
+        run_script(script, monkeypatch, tmp_path / "folder", tmp_path / "back.pth", "--export")
+    with pytest.raises(SystemExit, match="again: with --export name a file that ends in .pth, .pt or .safetensors"):
+        run_script(script, monkeypatch, tmp_path / "folder", tmp_path / "again", "--export")
+    with pytest.raises(SystemExit, match="--image_size is for converting, and does nothing with --export"):
+        run_script(script, monkeypatch, tmp_path / "folder", tmp_path / "again.pth", "--export", "--image_size", 32)
 
 
 def test_heads_are_64_wide_unless_said_otherwise():

@@ -192,6 +192,9 @@ def test_features_of_any_folder_are_probed(finished, tmp_path):
         patch.chdir(ROOT)
         patch.setattr(sys, "argv", command)
         runpy.run_path(command[0], run_name="__main__")
+        patch.setattr(sys, "argv", [*command[:-1], "--output", str(tmp_path)])
+        with pytest.raises(ValueError, match="--output .* is a folder: name a file"):
+            runpy.run_path(command[0], run_name="__main__")
     found = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["name"] for row in found] == ["raw pixels", "random initialisation", str(finished[0] / "model")]
     last = rows(finished[0], "evaluation")[-1]["metrics"]

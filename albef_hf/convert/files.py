@@ -88,11 +88,13 @@ def find_state(content: Any, where: str = "the checkpoint") -> dict[str, torch.T
 
 def check_target(folder: Path) -> None:
     """Raises:
-    ValueError: the folder to write is a file, or is inside one.
+    ValueError: the folder to write is a file, is inside one, or holds a model already.
     """
     file = next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None)
     if file is not None:
         raise ValueError(f"{folder} cannot be written: {file} is a file; name a folder")
+    if (folder / "config.json").exists() or any(folder.glob("*.safetensors")):
+        raise ValueError(f"{folder} holds a model already: remove it, or name another folder")
 
 
 def check_image_size(size: int | None, patch: int) -> None:
