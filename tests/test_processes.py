@@ -15,7 +15,14 @@ from accelerate.commands.launch import launch_command_parser
 
 from albef_hf.training import processes
 from albef_hf.training.arguments import TrainingArguments
-from albef_hf.training.processes import check_launch, check_processes, idle_note, settled_precision, start_processes
+from albef_hf.training.processes import (
+    check_launch,
+    check_processes,
+    idle_note,
+    launch_arguments,
+    settled_precision,
+    start_processes,
+)
 
 ROOT = Path(__file__).parent.parent
 SCALING = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
@@ -28,7 +35,7 @@ def plain_environment(monkeypatch):
     for name in [name for name in os.environ if name.startswith(LAUNCHERS)]:
         monkeypatch.delenv(name)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
-    monkeypatch.setattr(processes, "launcher", lambda: [])
+    monkeypatch.setattr(processes, "launcher", lambda: None)
 
 
 def with_gpus(monkeypatch, count: int) -> None:
@@ -41,9 +48,26 @@ def with_gpus(monkeypatch, count: int) -> None:
 # -- as many processes as were asked for ------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ("/usr/bin/python3 /usr/bin/accelerate launch --cpu a.py", ["--cpu", "a.py"]),
+        ("/usr/bin/accelerate launch a.py", ["a.py"]),
+        ("python -m accelerate.commands.launch --cpu a.py", ["--cpu", "a.py"]),
+        ("python /usr/bin/accelerate-launch a.py", ["a.py"]),
+        ("python accelerate launch", []),
+        ("python scripts/pretrain.py launch", None),
+        ("/usr/bin/accelerate config launch", None),
+        ("bash", None),
+    ],
+)
+def test_accelerate_launch_is_known_however_it_is_called(command, arguments):
+    assert launch_arguments(command.split()) == arguments
+
+
 @pytest.mark.parametrize("flags", ["--cpu --num_processes 2", "--num_processes=2", "--num-processes 2"])
 def test_accelerate_launch_that_starts_one_of_several_processes_is_refused(flags, monkeypatch):
-    words = ["python", "/usr/bin/accelerate", "launch", *flags.split(), "scripts/pretrain.py", "--num_processes", "7"]
+    words = [*flags.split(), "scripts/pretrain.py", "--num_processes", "7"]
     monkeypatch.setattr(processes, "launcher", lambda: words)
     monkeypatch.setattr(sys, "argv", ["scripts/pretrain.py", "my recipe.yaml"])
     typed = re.escape("torchrun --standalone --nproc_per_node 2 scripts/pretrain.py 'my recipe.yaml'")
@@ -53,7 +77,7 @@ def test_accelerate_launch_that_starts_one_of_several_processes_is_refused(flags
 
 
 def test_accelerate_launch_of_several_processes_by_a_file_is_refused(monkeypatch):
-    words = ["python", "/usr/bin/accelerate", "launch", "--config_file", "two.yaml", "scripts/pretrain.py"]
+    words = ["--config_file", "two.yaml", "scripts/pretrain.py"]
     monkeypatch.setattr(processes, "launcher", lambda: words)
     check_processes(1)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")  # accelerate sets it where several are wanted

@@ -4,7 +4,7 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +27,24 @@ _SHARDING = {
 }
 
 
-def launcher() -> list[str]:
-    """The command line of the `accelerate launch` that started this process itself; empty if none did."""
+def launch_arguments(words: Sequence[str]) -> list[str] | None:
+    """The arguments on a command line of `accelerate launch`, however it is called; None if it is another command."""
+    for place, word in enumerate(words[:3]):
+        name, following = Path(word).name, list(words[place + 1 :])
+        if name in ("accelerate-launch", "accelerate.commands.launch"):
+            return following
+        if name == "accelerate" and following[:1] == ["launch"]:
+            return following[1:]
+    return None
+
+
+def launcher() -> list[str] | None:
+    """The arguments of the `accelerate launch` that started this process itself; None if none did."""
     try:
         words = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError:
-        return []
-    return words if "launch" in words and any(Path(word).name == "accelerate" for word in words[:3]) else []
-
-
-def _asked(words: list[str]) -> int:
-    """The number of processes on a command line of `accelerate launch`, 0 if it names none."""
-    parsed, _ = launch_command_parser().parse_known_args([word for word in words[words.index("launch") + 1 :] if word])
-    return parsed.num_processes or 0
+        return None
+    return launch_arguments([word for word in words if word])
 
 
 def _has_accelerator() -> bool:
@@ -88,7 +93,9 @@ def check_processes(processes: int) -> None:
     """
     script = shlex.join(sys.argv)
     # `accelerate launch` sets an address where it was asked for several processes but starts one.
-    if processes == 1 and (words := launcher()) and ((asked := _asked(words)) > 1 or "MASTER_ADDR" in os.environ):
+    launched = launcher()
+    asked = (launch_command_parser().parse_known_args(launched)[0].num_processes or 0) if launched else 0
+    if processes == 1 and launched is not None and (asked > 1 or "MASTER_ADDR" in os.environ):
         devices = torch.accelerator.device_count() if _has_accelerator() else 0
         raise ValueError(
             f"`accelerate launch` was asked for {asked if asked > 1 else 'several'} processes but started one: it "

@@ -98,7 +98,7 @@ class StopSignal:
 
 def parent_note() -> str | None:
     """What to know about signals if `accelerate launch` started this process alone; otherwise None."""
-    if not launcher():
+    if launcher() is None:
         return None
     return (
         f"note: `accelerate launch` does not pass SIGTERM on. To stop with a checkpoint, signal this process "
