@@ -36,6 +36,7 @@ def plain_environment(monkeypatch):
         monkeypatch.delenv(name)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     monkeypatch.setattr(processes, "launcher", lambda: None)
+    monkeypatch.setattr(processes, "default_config_file", "")
 
 
 def with_gpus(monkeypatch, count: int) -> None:
@@ -76,13 +77,26 @@ def test_accelerate_launch_that_starts_one_of_several_processes_is_refused(flags
     check_processes(2)
 
 
-def test_accelerate_launch_of_several_processes_by_a_file_is_refused(monkeypatch):
-    words = ["--config_file", "two.yaml", "scripts/pretrain.py"]
+def test_accelerate_launch_of_several_processes_by_a_file_is_refused(monkeypatch, tmp_path):
+    file = tmp_path / "launch.yaml"
+    words = ["--config_file", str(file), "scripts/pretrain.py"]
     monkeypatch.setattr(processes, "launcher", lambda: words)
-    check_processes(1)
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")  # accelerate sets it where several are wanted
-    with pytest.raises(ValueError, match="asked for several processes but started one"):
+    text = (ROOT / "configs" / "accelerate" / "one_node.yaml").read_text(encoding="utf-8")
+    file.write_text(text)
+    with pytest.raises(ValueError, match="asked for 8 processes but started one"):
         check_processes(1)
+    check_processes(8)
+    file.write_text(text.replace("num_processes: 8", "num_processes: 1"))
+    check_processes(1)
+    monkeypatch.setattr(processes, "default_config_file", str(file))
+    words[:] = ["scripts/pretrain.py"]
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    check_processes(1)
+    file.write_text(text)
+    with pytest.raises(ValueError, match="asked for 8 processes but started one"):
+        check_processes(1)
+    words[:] = ["--cpu", "scripts/pretrain.py"]  # the file does not count then
+    check_processes(1)
 
 
 @pytest.mark.parametrize(

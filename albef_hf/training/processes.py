@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.commands.config.config_args import default_config_file, load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from accelerate.tracking import get_available_trackers
 
@@ -45,6 +46,15 @@ def launcher() -> list[str] | None:
     except OSError:
         return None
     return launch_arguments([word for word in words if word])
+
+
+def _asked(launched: list[str]) -> int:
+    """The number of processes that arguments of `accelerate launch`, or else its configuration, ask for; 0: none."""
+    parsed, _ = launch_command_parser().parse_known_args(launched)
+    file = parsed.config_file or (
+        default_config_file if Path(default_config_file).is_file() and not parsed.cpu else ""
+    )
+    return parsed.num_processes or (load_config_from_file(file).num_processes if file else 0)
 
 
 def _has_accelerator() -> bool:
@@ -92,15 +102,13 @@ def check_processes(processes: int) -> None:
         ValueError: this is one of several processes that know nothing of each other, or the only one of several.
     """
     script = shlex.join(sys.argv)
-    # `accelerate launch` sets an address where it was asked for several processes but starts one.
-    launched = launcher()
-    asked = (launch_command_parser().parse_known_args(launched)[0].num_processes or 0) if launched else 0
-    if processes == 1 and launched is not None and (asked > 1 or "MASTER_ADDR" in os.environ):
+    asked = _asked(launched) if (launched := launcher()) is not None else 0
+    if asked > 1 == processes:
         devices = torch.accelerator.device_count() if _has_accelerator() else 0
         raise ValueError(
-            f"`accelerate launch` was asked for {asked if asked > 1 else 'several'} processes but started one: it "
-            f"starts several only where it finds several GPUs (here: {devices}). For processes on a CPU: "
-            f"torchrun --standalone --nproc_per_node {max(asked, 2)} {script}"
+            f"`accelerate launch` was asked for {asked} processes but started one: it starts several only where it "
+            f"finds several GPUs (here: {devices}). For processes on a CPU: "
+            f"torchrun --standalone --nproc_per_node {asked} {script}"
         )
     tasks = {
         "torchrun": _number("WORLD_SIZE"),
