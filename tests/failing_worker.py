@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from torch import nn
 from training_helpers import Full, Rows
 
 from albef_hf import AlbefProcessor, tasks
+from albef_hf.crashtest.compare import final_state
 from albef_hf.data.images import BadImage
 from albef_hf.evaluation import evaluate_retrieval
 from albef_hf.evaluation.grounding import AlbefGrounder, Grounding
@@ -114,6 +116,41 @@ def in_the_step_before() -> None:
     stopped("in_the_step_before")
 
 
+class OwnRows(Rows):
+    """Other samples on each rank, so that running statistics differ from rank to rank."""
+
+    def batches(self, start=0):
+        return super().batches(start + 1000 * dist.get_rank())
+
+
+def resumed() -> None:
+    """A run that stops between two saves, and goes on, against one that does not."""
+    folders = []
+    for name, stops in (("straight", ()), ("with_a_stop", (3, 0))):
+        folder = Path(sys.argv[1]) / name
+        folders.append(folder)
+        folder.mkdir(exist_ok=True)
+        for start, after in enumerate(stops or (0,)):
+            arguments = TrainingArguments(
+                output_dir=str(folder), max_steps=6, resume=start > 0, warmup_steps=0, report_to="none"
+            )
+            method, steps = Full(), []
+            method.factors = [1.0] * 8
+            move = method.update_momentum
+
+            def moved(*of_step, move=move, steps=steps, after=after):
+                move(*of_step)
+                steps.append(1)
+                if len(steps) == after:
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+            method.update_momentum = moved
+            with suppress(SystemExit):
+                train(method, OwnRows(), arguments, build_accelerator(arguments))
+            dist.barrier()
+    raise ValueError("; ".join(final_state(*folders)))
+
+
 def predict() -> None:
     def prepare(row, generator, training):
         if row["number"] == 3:
@@ -134,7 +171,7 @@ def probe() -> None:
 
 
 CASES = (retrieve, encode_texts, rank_again, predict, ground, probe)
-STOPPED = (while_it_works, while_it_waits, in_the_step_before)
+STOPPED = (while_it_works, while_it_waits, in_the_step_before, resumed)
 
 if __name__ == "__main__":
     folder, rank = Path(sys.argv[1]), int(sys.argv[2])

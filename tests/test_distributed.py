@@ -60,3 +60,10 @@ def test_a_signal_to_one_rank_in_an_evaluation_stops_all_with_a_checkpoint(failu
     assert [bytes(results[case].tolist()).decode() for results in ranks] == ["SystemExit: 143"] * 2
     assert [step_of(path) for path in saved_checkpoints(folder / case / "checkpoints")] == [2]
     assert [row["kind"] for row in read_lines(folder / case / "log.jsonl")] == ["run", "train"]
+
+
+def test_a_stop_between_two_saves_rounds_no_running_statistics(failures):
+    folder, ranks = failures
+    assert [bytes(results["resumed"].tolist()).decode() for results in ranks] == ["ValueError: "] * 2
+    saved = [step_of(path) for path in saved_checkpoints(folder / "with_a_stop" / "checkpoints")]
+    assert saved[0] in (3, 4) and saved[1] == 6

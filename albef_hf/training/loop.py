@@ -185,7 +185,7 @@ def make_steps(run: RunState) -> None:
         position.step += 1
         run.log.bar.update()
         if stop.group is not None:
-            stop.agree()
+            run.meet()
         due = stop.agreed or step + 1 == total or any(position.step % every == 0 for every in run.rhythm)
         if due and log_save_and_evaluate(run, output, {"learning_rate": run.rates[step], **scheduled}):
             batches = run.batches()

@@ -15,7 +15,7 @@ from .identity import Claim, on_main, unclaimed
 from .optimization import build_optimizer, learning_rates, scaled_rates, start_momentum
 from .position import Position, run_length
 from .run_log import TrainingLog
-from .running_statistics import average_running_statistics
+from .running_statistics import average, running_statistics
 from .stopping import StopSignal
 
 
@@ -58,7 +58,7 @@ class RunState:
         method.to(accelerator.device)
         self.optimizer = build_optimizer(method, self.arguments)
         self.model, self.prepared = accelerator.prepare(method, self.optimizer)
-        self.method = method
+        self.method, self.statistics = method, running_statistics(method)
         self.guard = guard(self.method, self.optimizer, accelerator, arguments.spike_deviations)
         self.position = Position(length, batching, data.rows, data.steps_per_epoch * data.batch_size * ranks)
         self.claim = claim or on_main(accelerator, lambda: unclaimed(self.folder, arguments.resume))
@@ -86,6 +86,12 @@ class RunState:
         self.drawn = self.data.batches(start, origin) if origin else self.data.batches(start)
         return self.drawn
 
+    def meet(self) -> None:
+        """Called after each step of several ranks: what they have of their own samples becomes their mean, and they
+        tell each other of requests to stop."""
+        average(self.statistics, self.accelerator)
+        self.stop.agree()
+
     def evaluate_if_due(self, resumed: bool = False) -> None:
         """Evaluate after the step, if that is due; if the run is resumed here, only if it was not done before.
 
@@ -103,7 +109,6 @@ class RunState:
             if self.stop.agreed:
                 return
         self.sums = self.log.state(self.guard.sums)
-        average_running_statistics(self.method, self.accelerator)
         try:
             with self.stop.stopping_at_once(lambda: self.save(alone=True)):
                 metrics = self.evaluate(self.method)
@@ -137,7 +142,6 @@ class RunState:
         if alone and self.saved_step == self.position.step:
             return
         if not alone:
-            average_running_statistics(self.method, self.accelerator)
             self.sums = self.log.state(self.guard.sums)
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
