@@ -25,28 +25,63 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor:
     return gathered
 
 
-class _GatherRows(torch.autograd.Function):
-    """The gradient of a row is the sum of its gradients from the losses of all ranks."""
+class RowExchange:
+    """Fetch rows that other ranks hold, by an exchange in which each rank sends only what others asked for.
 
-    @staticmethod
-    def forward(context, rows: torch.Tensor) -> torch.Tensor:
-        context.count = rows.shape[0]
-        return gather_rows(rows)
+    What a rank sends and holds does not grow with the number of ranks. The host waits for the device once, to learn
+    how many rows go where.
 
-    @staticmethod
-    def backward(context, gradient: torch.Tensor) -> torch.Tensor:
-        gradient = gradient.contiguous()
-        dist.all_reduce(gradient)
-        return gradient[rank() * context.count : (rank() + 1) * context.count]
-
-
-def gather_rows_with_gradient(rows: torch.Tensor) -> torch.Tensor:
-    """Like `gather_rows`, with gradients that flow back to the rank each row came from.
-
-    Each rank's loss is a mean over its own rows, and data-parallel training averages gradients over ranks. So the
-    gradients equal those of one process whose loss is the mean over all rows.
+    Args:
+        index: (n,) rows that this rank needs, in the rows of all ranks in rank order; each rank has its own.
+        count: rows that each rank holds, equal on all ranks.
     """
-    return rows if world_size() == 1 else _GatherRows.apply(rows)
+
+    def __init__(self, index: torch.Tensor, count: int) -> None:
+        self.count, ranks = count, world_size()
+        owners = index // count
+        self.order = owners.argsort(stable=True)
+        wanted = (owners[:, None] == torch.arange(ranks, device=index.device)).sum(0)
+        asked = torch.empty_like(wanted)
+        dist.all_to_all_single(asked, wanted)
+        if index.is_meta:  # a dry run has no data: as many rows of each rank
+            self.wanted = self.asked = [(len(index) + other) // ranks for other in range(ranks)]
+        else:
+            self.wanted, self.asked = torch.stack([wanted, asked]).tolist()
+        self.rows = self._send((index % count)[self.order], self.wanted, self.asked)
+
+    @staticmethod
+    def _send(rows: torch.Tensor, there: list[int], here: list[int]) -> torch.Tensor:
+        received = rows.new_empty((sum(here), *rows.shape[1:]))
+        dist.all_to_all_single(received, rows.contiguous(), here, there)
+        return received
+
+    def fetch(self, rows: torch.Tensor) -> torch.Tensor:
+        """(count, ...) on every rank -> (n, ...), the rows of `index`.
+
+        Gradients flow back to the rank each row came from, and are summed there. Each rank's loss is a mean over its
+        own rows, and data-parallel training averages gradients over ranks. So the gradients equal those of one
+        process whose loss is the mean over all rows.
+        """
+        return _FetchRows.apply(rows, self)
+
+    def _fetch(self, rows: torch.Tensor) -> torch.Tensor:
+        received = self._send(rows[self.rows], self.asked, self.wanted)
+        return torch.empty_like(received).index_copy(0, self.order, received)
+
+    def _give_back(self, gradient: torch.Tensor) -> torch.Tensor:
+        received = self._send(gradient[self.order], self.wanted, self.asked)
+        return gradient.new_zeros((self.count, *gradient.shape[1:])).index_add(0, self.rows, received)
+
+
+class _FetchRows(torch.autograd.Function):
+    @staticmethod
+    def forward(context, rows: torch.Tensor, exchange: RowExchange) -> torch.Tensor:
+        context.exchange = exchange
+        return exchange._fetch(rows)
+
+    @staticmethod
+    def backward(context, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return context.exchange._give_back(gradient), None
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .configuration_albef import AlbefConfig
-from .gathering import gather_rows, gather_rows_with_gradient, rank, world_size
+from .gathering import RowExchange, gather_rows, rank, world_size
 from .losses import (
     IGNORED,
     check_pairs,
@@ -328,10 +328,11 @@ class AlbefAlignmentModel(AlbefMomentumModel):
         self, online: Encoded, negatives: Negatives
     ) -> tuple[torch.Tensor, torch.Tensor, list[KeysValues]]:
         """States and mask of the negative texts; keys and values of images, negative images, and images again."""
-        tokens = gather_rows_with_gradient(online.image_tokens)[negatives.images]
+        count = len(online.text_states)
+        tokens = RowExchange(negatives.images, count).fetch(online.image_tokens)
         others = self.albef.text_model.project_image_tokens(tokens)
-        text = gather_rows_with_gradient(online.text_states)[negatives.texts]
-        mask = gather_rows(online.attention_mask)[negatives.texts]
+        texts = RowExchange(negatives.texts, count)
+        text, mask = texts.fetch(online.text_states), texts.fetch(online.attention_mask)
         triples = [
             (torch.cat([key, other_key, key]), torch.cat([value, other_value, value]))
             for (key, value), (other_key, other_value) in zip(online.image_keys_values, others, strict=True)

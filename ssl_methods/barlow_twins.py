@@ -66,9 +66,10 @@ class BarlowTwins(ImageMethod):
     def _correlation(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         """C (dim, dim): standardized coordinates over the batch of all ranks, with biased variances."""
         local = self.standardize(first).T @ self.standardize(second) / (len(first) * world_size())
-        if self.published_gradient:
-            return local + (sum_over_ranks(local.detach()) - local.detach())
-        return sum_over_ranks(local)
+        # All ranks have the same C and so the same gradient with respect to it: their sum needs no exchange. The
+        # published code takes the own one alone. The term added is 0.
+        ranks = 1 if self.published_gradient else world_size()
+        return sum_over_ranks(local.detach()) + ranks * (local - local.detach())
 
     def chance_losses(self, batch_size: int) -> dict[str, float]:
         """Of unrelated projections: C holds noise of variance 1 / batch."""

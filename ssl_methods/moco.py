@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from albef_hf.gathering import gather_rows, rank
+from albef_hf.gathering import RowExchange, gather_rows, rank, world_size
 from albef_hf.losses import unit_vectors
 from albef_hf.momentum import FeatureQueue, MomentumCopy
 from albef_hf.vision_backbone import VisionBackbone
@@ -66,23 +66,24 @@ class MoCoV1(ImageMethod):
         first, second = view_pair(views)
         queries = unit_vectors(self.projector(self.encode(self.backbone, first)))
         with torch.no_grad():
-            keys = self._keys(second, shuffle_draws)
+            all_keys = self._keys(second, shuffle_draws)
+        keys = all_keys[rank() * len(queries) :][: len(queries)]
         loss = queue_contrastive_loss(queries, keys, self.queue.features.to(queries.dtype), self.temperature)
         return MethodOutput(
-            loss=loss, projections=queries.detach(), queries=queries.detach(), targets=keys, new_keys=gather_rows(keys)
+            loss=loss, projections=queries.detach(), queries=queries.detach(), targets=keys, new_keys=all_keys
         )
 
     def _keys(self, pixels: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
-        """Keys of this rank's images, made by whichever rank the order of the draws sends them to."""
+        """Keys of the images of all ranks, each made by whichever rank the order of the draws sends it to."""
         assert self.momentum_copy is not None
-        n, start = len(pixels), rank() * len(pixels)
+        n = len(pixels)
         if self.shuffle_keys:
             order = gather_rows(draws).argsort()
-            pixels = gather_rows(pixels)[order[start : start + n]]
+            here = order[rank() * n :][:n]
+            pixels = pixels[here] if world_size() == 1 else RowExchange(here, n).fetch(pixels)
         keys = unit_vectors(self.momentum_copy.projector(self.encode(self.momentum_copy.backbone, pixels)))
-        if self.shuffle_keys:
-            keys = gather_rows(keys)[order.argsort()[start : start + n]]
-        return keys
+        keys = gather_rows(keys)
+        return keys[order.argsort()] if self.shuffle_keys else keys
 
     @torch.no_grad()
     def enqueue(self, output: MethodOutput) -> None:

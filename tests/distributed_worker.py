@@ -8,6 +8,8 @@ import torch.distributed as dist
 from helpers import tiny_batch, tiny_model, to_double
 from safetensors.torch import save_file
 
+from albef_hf.gathering import RowExchange
+
 STEPS = 3
 GLOBAL_BATCH = 8
 
@@ -43,9 +45,27 @@ def run_steps(rank: int, ranks: int, gather_negatives: bool) -> dict[str, torch.
     return results
 
 
+# The rows that each of two ranks with four rows needs: none of its own, one twice, in any order; then one alone.
+NEEDED = [[[6, 4, 6, 7, 5], [0, 7, 3, 3, 4]], [[5], [6]]]
+
+
+def exchange_rows(rank: int) -> dict[str, torch.Tensor]:
+    """The rows fetched, and the gradients that flow back; and how many rows of this rank were sent to each."""
+    results = {}
+    for case, needed in enumerate(NEEDED):
+        rows = torch.arange(24.0, dtype=torch.float64).view(8, 3)[rank * 4 : rank * 4 + 4].requires_grad_()
+        exchange = RowExchange(torch.tensor(needed[rank]), 4)
+        fetched = exchange.fetch(rows)
+        (fetched * torch.arange(1.0, len(fetched) + 1)[:, None] * (rank + 1)).sum().backward()
+        results[f"fetched.{case}"], results[f"gradient.{case}"] = fetched.detach(), rows.grad
+        results[f"sent.{case}"] = torch.tensor(exchange.asked)
+    return results
+
+
 if __name__ == "__main__":
     folder, rank, ranks = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=ranks)
     results = run_steps(rank, ranks, gather_negatives=True)
+    results |= {f"exchange.{name}": value for name, value in exchange_rows(rank).items()}
     save_file({name: tensor.contiguous() for name, tensor in results.items()}, folder / f"rank{rank}.safetensors")
     dist.destroy_process_group()

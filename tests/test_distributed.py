@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from distributed_worker import run_steps
+from distributed_worker import NEEDED, run_steps
 from helpers import run_two_ranks
 
 from albef_hf.data.lines import read_lines
@@ -21,7 +21,7 @@ def two_ranks(tmp_path_factory):
 def test_two_ranks_equal_one_process(two_ranks):
     alone = run_steps(0, 1, gather_negatives=True)
     for results in two_ranks:
-        assert results.keys() == alone.keys()
+        assert alone.keys() == {name for name in results if not name.startswith("exchange.")}
         for name, expected in alone.items():
             torch.testing.assert_close(
                 results[name], expected, atol=1e-9, rtol=0, msg=lambda text, n=name: f"{n}: {text}"
@@ -31,6 +31,22 @@ def test_two_ranks_equal_one_process(two_ranks):
 def test_both_ranks_hold_the_same_state(two_ranks):
     one, other = two_ranks
     assert all(torch.equal(one[name], other[name]) for name in one if name.startswith("state."))
+
+
+@pytest.mark.parametrize("case", range(len(NEEDED)))
+def test_only_rows_that_are_needed_are_sent_and_gradients_flow_back(two_ranks, case):
+    rows = torch.arange(24.0, dtype=torch.float64).view(8, 3).requires_grad_()
+    needed = NEEDED[case]
+    fetched = [rows[index] for index in needed]
+    losses = [
+        (rank + 1) * (part * torch.arange(1.0, len(part) + 1)[:, None]).sum() for rank, part in enumerate(fetched)
+    ]
+    sum(losses).backward()
+    for rank, results in enumerate(two_ranks):
+        assert torch.equal(results[f"exchange.fetched.{case}"], fetched[rank])
+        assert torch.equal(results[f"exchange.gradient.{case}"], rows.grad[rank * 4 : rank * 4 + 4])
+        sent = [sum(row // 4 == rank for row in index) for index in needed]
+        assert results[f"exchange.sent.{case}"].tolist() == sent
 
 
 def test_without_a_process_group_gathering_is_the_identity():
