@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import CONFIG_MAPPING
 
-from ..configuration_albef import AlbefConfig
+from ..configuration_albef import AlbefConfig, AlbefTextConfig
 from ..modeling_albef_loading import AlbefPreTrainedModel
 from ..modeling_albef_pretraining import AlbefForPreTraining
 from ..processing_albef import AlbefProcessor
@@ -17,7 +17,7 @@ from ..vision_backbone import VisionBackbone
 from .arguments import ModelArguments
 from .text_encoder import choose_tokenizer, load_text_encoder, text_encoder_fields
 from .text_encoder import load_tokenizer as load_tokenizer
-from .vision_weights import fit_positions, set_image_size, vision_fields
+from .vision_weights import checked_fields, fit_positions, set_image_size, vision_fields
 
 Model = TypeVar("Model", bound=AlbefPreTrainedModel)
 
@@ -107,9 +107,11 @@ def build_albef(arguments: ModelArguments) -> tuple[AlbefForPreTraining, AlbefPr
     text_fields.setdefault("pad_token_id", tokenizer.pad_token_id)
     vision, source = vision_fields(arguments)
     shared = (*_RECIPE, "vision_pooling", "projection_dim", "temperature")
+    with checked_fields("text_config"):
+        text_config = AlbefTextConfig(**text_fields)
     config = AlbefConfig(
         vision_config=vision,
-        text_config=text_fields,
+        text_config=text_config,
         **{name: getattr(arguments, name) for name in shared},
     )
     processor = AlbefProcessor.from_parts(tokenizer, arguments.image_size)
