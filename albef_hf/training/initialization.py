@@ -58,8 +58,11 @@ def _load_vision(target: VisionBackbone, source: dict[str, torch.Tensor], argume
     return _load_by_name(target.backbone, source, unused, where, arguments.allow_missing_weights)
 
 
-def build_vision_backbone(arguments: ModelArguments) -> VisionBackbone:
+def build_vision_backbone(arguments: ModelArguments, trained: bool = True) -> VisionBackbone:
     """Build an image encoder by itself, for the image-only methods.
+
+    Args:
+        trained: with the weights of `vision_model`; otherwise its architecture with random weights.
 
     Raises:
         ValueError: an unknown model type, or weights that do not fit.
@@ -67,7 +70,7 @@ def build_vision_backbone(arguments: ModelArguments) -> VisionBackbone:
     fields, source = vision_fields(arguments)
     model_type = fields.pop("model_type")
     backbone = VisionBackbone(CONFIG_MAPPING[model_type](**fields), arguments.vision_pooling)
-    if source is not None:
+    if source is not None and trained:
         _load_vision(backbone, source, arguments)
     return backbone
 
