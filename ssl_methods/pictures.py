@@ -1,7 +1,9 @@
 """Labeled pictures for probes of frozen features."""
 
+import copy
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,11 +13,13 @@ from transformers import AutoImageProcessor, BitImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from albef_hf.data.arguments import DataArguments
+from albef_hf.data.images import MAX_PIXELS, BadImage
 from albef_hf.data.labels import are_numbers, class_names, ordered_classes
 from albef_hf.data.sources import load_corpus
 from albef_hf.evaluation.mode import evaluation_mode, failing_together
-from albef_hf.evaluation.probes import extract_features
+from albef_hf.evaluation.probes import KNN_PROTOCOLS, extract_features
 from albef_hf.gathering import gather_rows, rank, world_size
+from albef_hf.model_folder import check_json
 
 from .augment import normalize_pixels, to_unit_range
 from .bands import read_picture
@@ -69,7 +73,12 @@ def image_processor(size: int, resize: int, mean: Sequence[float], std: Sequence
 
 
 def saved_statistics(name: str) -> tuple[list[float], list[float]] | None:
-    """Mean and deviation of each channel that the image processor of a model folder has; None where there is none."""
+    """Mean and deviation of each channel that the image processor of a model folder has; None where there is none.
+
+    Raises:
+        ValueError: its file is not JSON.
+    """
+    check_json(Path(name), ("preprocessor_config.json", "processor_config.json"))
     try:
         processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError):  # a folder without one
@@ -99,6 +108,8 @@ class Pictures:
         statistics: mean and deviation of each channel.
         classes: names of classes, by which labels are numbered; those of the corpus where left out.
         resize: pixels of the shorter side before the middle is cut out; `size` where left out.
+        dataset: its name, for errors.
+        max_pixels: pictures with more are errors.
 
     Attributes:
         labels: (pictures,) numbers of `names`. Classes of other data sets that `names` lacks come after them.
@@ -112,13 +123,18 @@ class Pictures:
         statistics: Any = None,
         classes: Sequence[str] | None = None,
         resize: int | None = None,
+        dataset: str = "pictures",
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.corpus, self.size, self.channels, self.resize = corpus, size, channels, checked_resize(resize, size)
+        self.dataset, self.max_pixels = dataset, max_pixels
+        if not len(corpus):
+            raise ValueError(f"{dataset} has no rows")
         chosen: tuple[Sequence[float], Sequence[float]] = statistics or pixel_statistics(channels)
         self.mean, self.std = chosen
         own = class_names(corpus["label"], corpus.features["label"])
         if None in own:
-            raise ValueError(f"row {own.index(None)} has no label; probes need one for each picture")
+            raise ValueError(f"{dataset}: row {own.index(None)} has no label; probes need one for each picture")
         known = list(classes or ())
         self.names = known + [name for name in ordered_classes(own, corpus.features["label"]) if name not in known]
         numbers = {name: number for number, name in enumerate(self.names)}
@@ -132,31 +148,49 @@ class Pictures:
 
     def to_pixels(self, picture: Any) -> torch.Tensor:
         """A picture without augmentation: see `center_crop`."""
-        image = center_crop(read_picture(picture, self.channels), self.size, self.resize)
+        image = center_crop(read_picture(picture, self.channels, self.max_pixels), self.size, self.resize)
         return normalize_pixels(to_unit_range(image), self.mean, self.std)
 
-    def select(self, rows: Sequence[int]) -> "Pictures":
-        """Some of the pictures, none of them read yet."""
-        statistics = self.mean, self.std
-        return Pictures(self.corpus.select(rows), self.size, self.channels, statistics, self.names, self.resize)
+    def row_pixels(self, row: int) -> torch.Tensor:
+        """The picture of a row as pixels.
+
+        Raises:
+            ValueError: it cannot be read; names the data set and the row.
+        """
+        try:
+            return self.to_pixels(self[row])
+        except BadImage as error:
+            raise ValueError(f"{self.dataset}: row {row} cannot be measured: {error}; mend or remove it") from error
 
     def normalized(self, mean: Sequence[float], std: Sequence[float]) -> "Pictures":
         """The same pictures with another mean and deviation of each channel."""
-        statistics = pixel_statistics(self.channels, mean, std)
-        return Pictures(self.corpus, self.size, self.channels, statistics, self.names, self.resize)
+        other = copy.copy(self)
+        other.mean, other.std = pixel_statistics(self.channels, mean, std)
+        return other
 
     def encode(self, encode: Any, device: torch.device | str = "cpu") -> torch.Tensor:
         """What a function makes of pixels (batch, channels, h, w): all pictures, on all ranks; each does its share."""
         share = -(-len(self) // world_size())
-        mine = self.select([(rank() * share + row) % len(self) for row in range(share)])
+        mine = [(rank() * share + row) % len(self) for row in range(share)]
         with failing_together():
-            found = extract_features(encode, mine, self.to_pixels, device)
+            found = extract_features(encode, mine, self.row_pixels, device)
         return gather_rows(found.to(device)).cpu()[: len(self)]
 
     def features(self, backbone: nn.Module, device: torch.device | str = "cpu") -> torch.Tensor:
-        """Pooled features (pictures, width) on all ranks."""
+        """Pooled features (pictures, width) on all ranks.
+
+        Raises:
+            ValueError: a feature is infinite or no number, so that nothing is near to it.
+        """
         with evaluation_mode(backbone):
-            return self.encode(lambda pixels: backbone(pixels).pooled, device)
+            found = self.encode(lambda pixels: backbone(pixels).pooled, device)
+        wrong = (~found.isfinite().all(dim=1)).nonzero().flatten().tolist()
+        if wrong:
+            raise ValueError(
+                f"{self.dataset}: the features of {len(wrong)} of {len(self)} pictures, the first in row {wrong[0]}, "
+                "are infinite or no numbers: the weights of the model are damaged, or its training diverged"
+            )
+        return found
 
 
 def load_pictures(arguments: DataArguments, size: int, channels: int) -> tuple[Pictures, Pictures] | None:
@@ -165,16 +199,26 @@ def load_pictures(arguments: DataArguments, size: int, channels: int) -> tuple[P
     Classes are matched by their names. A class is not expected to have the same number in both parts.
 
     Raises:
-        ValueError: a picture has no label, or only one part names its classes.
+        ValueError: a part is empty or a picture has no label, only one part names its classes, they have no class in
+            common, there is only one class, or training is on a mixture.
     """
     if arguments.label_column is None:
         return None
+    if arguments.mixture:
+        raise ValueError(
+            "label_column: probes learn from the pictures of `dataset`, and `mixture` takes its place; leave out "
+            "label_column, and measure afterwards with scripts/evaluate_features.py and one data set"
+        )
     common: dict[str, Any] = {"image_column": arguments.image_column, "image_root": arguments.image_root}
     common |= {"caption_column": None, "label_column": arguments.label_column}
-    train = load_corpus(arguments.dataset, split=arguments.split, options=arguments.dataset_options, **common)
+    names = arguments.dataset, arguments.evaluation_dataset or arguments.dataset
+    train = load_corpus(
+        names[0], split=arguments.split, revision=arguments.revision, options=arguments.dataset_options, **common
+    )
     test = load_corpus(
-        arguments.evaluation_dataset or arguments.dataset,
+        names[1],
         split=arguments.evaluation_split,
+        revision=arguments.revision if names[0] == names[1] else None,
         options=arguments.evaluation_dataset_options or arguments.dataset_options,
         **common,
     )
@@ -185,14 +229,37 @@ def load_pictures(arguments: DataArguments, size: int, channels: int) -> tuple[P
             f"{arguments.label_column}: one part has class names and the other numbers, so that classes cannot be "
             "matched; give both the same"
         )
-    first = Pictures(train, size, channels, statistics, resize=arguments.evaluation_resize)
-    second = Pictures(test, size, channels, statistics, first.names, arguments.evaluation_resize)
-    seen = set(first.labels.tolist())
-    unseen = [second.names[number] for number in second.labels.unique().tolist() if number not in seen]
+    how: dict[str, Any] = {"resize": arguments.evaluation_resize, "max_pixels": arguments.max_image_pixels}
+    first = Pictures(train, size, channels, statistics, dataset=names[0], **how)
+    second = Pictures(test, size, channels, statistics, first.names, dataset=names[1], **how)
+    _check_classes(first, second, max(KNN_PROTOCOLS[arguments.knn_protocol][0]))
+    return first, second
+
+
+def _check_classes(train: Pictures, test: Pictures, neighbors: int) -> None:
+    seen = set(train.labels.tolist())
+    if len(seen) == 1:
+        only = train.names[int(train.labels[0])]
+        raise ValueError(
+            f"{train.dataset}: all pictures are of class {only!r}, so that a probe has nothing to tell apart"
+        )
+    found = test.labels.unique().tolist()
+    unseen = [test.names[number] for number in found if number not in seen]
+    if len(unseen) == len(found):
+        known = ", ".join(train.names[number] for number in sorted(seen)[:10])
+        raise ValueError(
+            f"no class of {test.dataset} ({', '.join(unseen[:10])}) is one of {train.dataset} ({known}), which a "
+            "probe learns from; classes are matched by their names"
+        )
     if unseen:
         warnings.warn(
             f"{len(unseen)} classes of the test pictures are not in the training pictures, where a probe could learn "
             f"them: {', '.join(unseen[:10])}",
-            stacklevel=2,
+            stacklevel=3,
         )
-    return first, second
+    if len(train) < neighbors:
+        warnings.warn(
+            f"{train.dataset} has {len(train)} pictures: nearest neighbors with a larger k (up to {neighbors}) take "
+            "all of them, and their accuracy says little",
+            stacklevel=3,
+        )

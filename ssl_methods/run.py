@@ -44,10 +44,17 @@ def build_method(arguments: ModelArguments) -> ImageMethod:
     """The configured method on its backbone.
 
     Raises:
-        ValueError: an unknown option (names the nearest), or one of ALBEF's arguments that belongs in method_options.
+        ValueError: an unknown option (names the nearest), one that is no number, or one of ALBEF's arguments that
+            belongs in method_options.
     """
     method = METHODS[arguments.method]
-    check_keys(arguments.method_options, list(default_options(method)), "method_options")
+    options = default_options(method)
+    check_keys(arguments.method_options, list(options), "method_options")
+    for name, value in arguments.method_options.items():
+        if isinstance(options[name], int | float) and not isinstance(value, int | float):
+            raise ValueError(
+                f"method_options: {name} must be a number, as {options[name]} is by default, not {value!r}"
+            )
     defaults = {field.name: field.default for field in dataclasses.fields(ModelArguments)}
     for name in _INSIDE_OPTIONS:
         if getattr(arguments, name) != defaults[name]:

@@ -88,7 +88,7 @@ def test_two_views_of_arrays(tmp_path, channels):
     assert abs(views.mean() * 0.1 + 0.05 - 0.076) < 0.03
     train, _ = load_pictures(arguments, 16, channels)
     assert train.to_pixels(train[0]).shape == (channels, 16, 16)
-    assert train.select([0]).mean == (0.05,) * channels
+    assert train.mean == (0.05,) * channels
 
 
 def test_arrays_and_pictures_in_one_batch_have_one_scale(tmp_path):

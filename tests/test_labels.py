@@ -81,7 +81,7 @@ def test_a_class_that_training_lacks_is_said_and_counted_as_wrong(tmp_path):
         assert accuracy(arguments_of(tmp_path)) == 0.5
     folder_of(tmp_path / "train", green=1)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.filterwarnings("error", message=".*classes of the test pictures")
         assert accuracy(arguments_of(tmp_path)) == 1
 
 
@@ -92,12 +92,72 @@ def test_a_picture_without_a_label_is_named(tmp_path):
         load_pictures(arguments, 8, 3)
 
 
-def test_selected_pictures_keep_the_numbers_of_their_classes(tmp_path):
+def test_classes_keep_their_numbers_in_both_parts(tmp_path):
     folder_of(tmp_path / "train", blue=1, green=1, red=1)
     folder_of(tmp_path / "test", red=1)
     train, test = load_pictures(arguments_of(tmp_path), 8, 3)
-    assert train.select([2]).labels.tolist() == test.labels.tolist() == [2]
+    assert train.labels.tolist() == [0, 1, 2] and test.labels.tolist() == [2]
     assert test.names == ["blue", "green", "red"]
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        ({"red": 3}, {"red": 1}, "all pictures are of class 'red', so that a probe has nothing to tell apart"),
+        (
+            {"red": 1, "blue": 1},
+            {"green": 2},
+            "no class of .* .green. is one of .* .blue, red., which a probe learns from",
+        ),
+    ],
+)
+def test_classes_that_say_nothing_are_refused(tmp_path, train, test, message):
+    folder_of(tmp_path / "train", **train)
+    folder_of(tmp_path / "test", **test)
+    with pytest.raises(ValueError, match=message):
+        load_pictures(arguments_of(tmp_path), 8, 3)
+
+
+def test_an_empty_part_and_a_mixture_are_refused(tmp_path):
+    folder_of(tmp_path / "train", blue=1, red=1)
+    (tmp_path / "none.csv").write_text("image,label\n")
+    with pytest.raises(ValueError, match="none.csv has no rows"):
+        load_pictures(arguments_of(tmp_path, evaluation_dataset=str(tmp_path / "none.csv")), 8, 3)
+    with pytest.raises(ValueError, match="label_column: .* `mixture` takes its place"):
+        load_pictures(arguments_of(tmp_path, mixture=[{"dataset": str(tmp_path)}]), 8, 3)
+
+
+def test_a_picture_that_cannot_be_read_is_named_with_its_row(tmp_path):
+    folder_of(tmp_path / "train", blue=2, red=2)
+    folder_of(tmp_path / "test", blue=2, red=1)
+    (tmp_path / "test" / "red" / "0.png").write_bytes(b"broken")
+    test = load_pictures(arguments_of(tmp_path), 8, 3)[1]
+    with pytest.raises(ValueError, match=r"row 2 cannot be measured: unreadable.*mend or remove it"):
+        test.encode(lambda pixels: pixels.flatten(1))
+    train = load_pictures(arguments_of(tmp_path, max_image_pixels=63), 8, 3)[0]
+    with pytest.raises(ValueError, match=r"row 0 cannot be measured: 8 x 8 pixels are more than 63"):
+        train.encode(lambda pixels: pixels.flatten(1))
+
+
+def test_too_few_pictures_for_the_neighbors_are_said(tmp_path):
+    folder_of(tmp_path / "train", blue=2, red=2)
+    folder_of(tmp_path / "test", blue=1)
+    with pytest.warns(UserWarning, match="has 4 pictures: nearest neighbors with a larger k .up to 200. take all"):
+        load_pictures(arguments_of(tmp_path), 8, 3)
+
+
+def test_the_revision_is_of_the_data_set_that_is_trained_on(monkeypatch):
+    asked = []
+
+    def load(name, **options):
+        asked.append((name, options["split"], options["revision"]))
+        return table_of(2).remove_columns("text").add_column("label", ["a", "b"])
+
+    monkeypatch.setattr("ssl_methods.pictures.load_corpus", load)
+    fields = {"dataset": "one", "label_column": "label", "revision": "v1"}
+    load_pictures(DataArguments(**fields), 8, 3)
+    load_pictures(DataArguments(**fields, evaluation_dataset="other"), 8, 3)
+    assert asked == [("one", "train", "v1"), ("one", "test", "v1"), ("one", "train", "v1"), ("other", "test", None)]
 
 
 def test_names_of_labels():

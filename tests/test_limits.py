@@ -10,7 +10,7 @@ from helpers import tiny_model
 from albef_hf import AlbefModel
 from albef_hf.data.augmentation import build_augmentation
 from albef_hf.data.sources import load_corpus
-from albef_hf.training.arguments import GROUPS, ModelArguments, parse_arguments
+from albef_hf.training.arguments import GROUPS, ModelArguments, parse_arguments, resolved
 from albef_hf.training.initialization import build_albef, build_task_model, build_vision_backbone
 from albef_hf.training.limits import LIMITS, check_limits, read_settings
 from albef_hf.training.task_arguments import TASK_GROUPS
@@ -44,6 +44,33 @@ def test_a_file_that_holds_no_settings_is_named(tmp_path, content, message):
 def test_equal_keys_in_different_places_and_merged_ones_are_fine(tmp_path):
     (tmp_path / "run.yaml").write_text("a: &one {x: 1, y: 2}\nb: {x: 3, <<: *one}\n")
     assert read_settings(tmp_path / "run.yaml") == {"a": {"x": 1, "y": 2}, "b": {"x": 3, "y": 2}}
+
+
+def test_a_number_with_an_exponent_is_a_number_wherever_it_stands(tmp_path):
+    """YAML 1.2 reads 1e-6 as a number, PyYAML as text."""
+    (tmp_path / "run.yaml").write_text(
+        "vision_config: {eps: 1e-6, more: [-2E+3, .5e1]}\nlearning_rate: 1e-3\nsplit: 1e\n"
+    )
+    model, data, arguments = parse_arguments([str(tmp_path / "run.yaml"), "--method_options={temperature: 1e-1}"])
+    assert model.vision_config == {"eps": 1e-6, "more": [-2000.0, 5.0]} and model.method_options == {
+        "temperature": 0.1
+    }
+    assert (arguments.learning_rate, data.split) == (1e-3, "1e")
+    (tmp_path / "run.yaml").write_text("dataset_options: {name: '1e5'}\n")
+    groups = parse_arguments([str(tmp_path / "run.yaml"), "--dataset=2e5"])
+    (tmp_path / "again.yaml").write_text(resolved(*groups))
+    assert parse_arguments([str(tmp_path / "again.yaml")]) == groups
+
+
+def test_fields_of_the_wrong_type_are_named():
+    with pytest.raises(ValueError, match="vision_config: .*'layer_norm_eps'.* expected float, got str .value: 'low'"):
+        build_vision_backbone(ModelArguments(vision_config={"model_type": "vit", "layer_norm_eps": "low"}))
+    with pytest.raises(ValueError, match="text_config: .*'layer_norm_eps'.* expected float, got str .value: 'low'"):
+        build_albef(ModelArguments(text_config={"layer_norm_eps": "low"}, tokenizer="wordpiece"))
+    with pytest.raises(
+        ValueError, match="method_options: temperature must be a number, as 0.2 is by default, not 'x'"
+    ):
+        build_method(ModelArguments(method="moco_v2", method_options={"temperature": "x"}))
 
 
 def test_every_limit_is_of_a_setting_and_every_default_keeps_it():

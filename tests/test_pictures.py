@@ -1,6 +1,7 @@
 """Labeled pictures for probes: how they become pixels."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -57,17 +58,33 @@ def test_the_saved_processor_makes_the_same_pixels(tmp_path):
 
 def test_parts_keep_size_and_statistics():
     own = Pictures(corpus(noise(90, 61), noise(61, 90)), 28, 3, resize=32)
-    for part in (own.select([1]), own.normalized((0.5,) * 3, (0.5,) * 3)):
-        assert (part.size, part.resize, part.channels, part.names) == (28, 32, 3, ["cat", "dog"])
-    assert own.select([1]).mean == own.mean and own.normalized((0.5,) * 3, (0.25,) * 3).std == (0.25,) * 3
+    part = own.normalized((0.5,) * 3, (0.25,) * 3)
+    assert (part.size, part.resize, part.channels, part.names) == (28, 32, 3, ["cat", "dog"])
+    assert part.std == (0.25,) * 3 and own.std != part.std
     with pytest.raises(ValueError, match="image_mean has 1 numbers"):
         own.normalized((0.5,), (0.5,))
+
+
+def test_features_that_are_no_numbers_are_refused():
+    own = Pictures(corpus(noise(32, 32), noise(40, 32)), 28, 3, dataset="some")
+
+    class Broken(torch.nn.Module):
+        def forward(self, pixels):
+            return SimpleNamespace(pooled=torch.tensor([[1.0, 2.0], [1.0, float("nan")]]))
+
+    with pytest.raises(
+        ValueError, match="some: the features of 1 of 2 pictures, the first in row 1, are infinite or no"
+    ):
+        own.features(Broken())
 
 
 def test_a_folder_that_does_not_normalize_or_has_no_processor_says_nothing(tmp_path):
     assert saved_statistics(str(tmp_path)) is None
     ViTImageProcessor(do_normalize=False).save_pretrained(tmp_path)
     assert saved_statistics(str(tmp_path)) is None
+    (tmp_path / "preprocessor_config.json").write_text("{oops")
+    with pytest.raises(ValueError, match="preprocessor_config.json is damaged: not JSON"):
+        saved_statistics(str(tmp_path))
 
 
 def test_a_picture_smaller_than_what_is_cut_out_is_refused():

@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers import built_once
 from safetensors.torch import load_file
-from transformers import AutoImageProcessor, AutoModel
+from transformers import CONFIG_MAPPING, AutoImageProcessor, AutoModel
 
 from albef_hf.training.arguments import ModelArguments
 from albef_hf.training.initialization import build_albef
@@ -199,3 +199,51 @@ def test_features_of_any_folder_are_probed(finished, tmp_path):
     assert [row["name"] for row in found] == ["raw pixels", "random initialisation", str(finished[0] / "model")]
     last = rows(finished[0], "evaluation")[-1]["metrics"]
     assert found[-1]["knn_20"] == pytest.approx(last["knn_20"], abs=0.01)
+
+
+def probe(*flags):
+    """What scripts/evaluate_features.py finds, by name."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setattr(
+            sys, "argv", ["scripts/evaluate_features.py", "configs/digits_moco_v2.yaml", "--threads=1", *flags]
+        )
+        runpy.run_path("scripts/evaluate_features.py", run_name="__main__")
+
+
+def test_the_untrained_network_has_the_architecture_of_the_model_and_none_of_its_weights(tmp_path):
+    fields = {"embedding_size": 8, "hidden_sizes": [16], "depths": [1], "layer_type": "basic"}
+    model = AutoModel.from_config(CONFIG_MAPPING["resnet"](**fields))
+    for weight in model.parameters():
+        torch.nn.init.zeros_(weight)  # all pictures look the same to it
+    model.save_pretrained(tmp_path / "model")
+    out, own = tmp_path / "found.jsonl", str(tmp_path / "model")
+    flags = ["--baselines", "--probes", "knn", "--output", str(out), "--dataset_options={placements: 1}"]
+    probe(*flags, "--model", own)
+    probe(*flags, "--vision_model", own, "--vision_config={}")
+    probe(*flags, f"--vision_config={json.dumps({'model_type': 'resnet', **fields})}")
+    found = [json.loads(line) for line in out.read_text().splitlines()]
+    untrained = [row["knn_10"] for row in found if row["name"] == "random initialisation"]
+    (trained,) = [row["knn_10"] for row in found if row["name"] == own]
+    assert untrained == untrained[:1] * 3 and untrained[0] > trained + 0.05
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--baselines", "--model_path", "x"], "model_path would have no effect: --model names what is measured"),
+        (["--supervised_epochs", "-1"], "--supervised_epochs must be 0 or more, not -1"),
+        (["--baselines", "--model", "x", "--name", "raw pixels"], "--name 'raw pixels' is the name of --model"),
+        (["--baselines", "--name", "own"], "--name 'own' is the name of --model in the results"),
+        (["--baselines", "--output", "README.md/x.jsonl"], "--output README.md/x.jsonl cannot be written: "),
+    ],
+)
+def test_odd_flags_of_probes_are_refused_before_any_work(flags, message):
+    with pytest.raises(ValueError, match=message):
+        probe(*flags)
+
+
+def test_probes_are_not_measured_once_for_each_process(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="probes run in one process"):
+        probe("--baselines")

@@ -17,7 +17,7 @@ from ..data.arguments import DataArguments
 from ..data.hints import current_names, nearest_hint
 from ..reporting.card_facts import DESCRIPTIONS
 from ..reporting.published_recipes import PUBLISHED
-from .limits import check_limits, read_settings
+from .limits import check_limits, parse_yaml, read_settings, to_yaml
 from .redaction import REDACTED, redact
 
 OPTIMIZERS = ("adamw", "sgd", "lars")
@@ -238,7 +238,7 @@ def _convert(name: str, value: Any, argument: dataclasses.Field) -> Any:
     if choices:
         if isinstance(value, str) and value not in choices:
             with contextlib.suppress(yaml.YAMLError):
-                value = yaml.safe_load(value)
+                value = parse_yaml(value)
         if not any(value is choice or isinstance(value, str) and value == choice for choice in choices):
             listed = ", ".join(yaml.safe_dump(choice).split("\n")[0] for choice in choices)
             raise ValueError(f"{name} must be one of {listed}, not {value!r}")
@@ -254,8 +254,7 @@ def _convert(name: str, value: Any, argument: dataclasses.Field) -> Any:
     base = get_origin(wanted) or wanted
     if isinstance(value, str) and base is not str:
         try:
-            value = yaml.safe_load(value)
-            # YAML 1.1 reads 1e-4 as text.
+            value = parse_yaml(value)
             value = float(value) if base is float and isinstance(value, str) else value
         except (ValueError, yaml.YAMLError):
             pass
@@ -340,4 +339,4 @@ def parse_arguments(
 def resolved(*groups: Any) -> str:
     """All arguments of a run as YAML, which `parse_arguments` reads back. Secrets are not written: see `redact`."""
     values = {k: v for group in groups for k, v in dataclasses.asdict(group).items()}
-    return yaml.safe_dump(redact(json.loads(json.dumps(values))), sort_keys=False)
+    return to_yaml(redact(json.loads(json.dumps(values))))

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import CONFIG_MAPPING
 
-from ..configuration_albef import AlbefConfig
+from ..configuration_albef import AlbefConfig, AlbefTextConfig
 from ..modeling_albef_loading import AlbefPreTrainedModel
 from ..modeling_albef_pretraining import AlbefForPreTraining
 from ..processing_albef import AlbefProcessor
@@ -17,7 +17,7 @@ from ..vision_backbone import VisionBackbone
 from .arguments import ModelArguments
 from .text_encoder import choose_tokenizer, load_text_encoder, text_encoder_fields
 from .text_encoder import load_tokenizer as load_tokenizer
-from .vision_weights import fit_positions, set_image_size, vision_fields
+from .vision_weights import checked_fields, fit_positions, set_image_size, vision_fields
 
 Model = TypeVar("Model", bound=AlbefPreTrainedModel)
 
@@ -58,8 +58,11 @@ def _load_vision(target: VisionBackbone, source: dict[str, torch.Tensor], argume
     return _load_by_name(target.backbone, source, unused, where, arguments.allow_missing_weights)
 
 
-def build_vision_backbone(arguments: ModelArguments) -> VisionBackbone:
+def build_vision_backbone(arguments: ModelArguments, trained: bool = True) -> VisionBackbone:
     """Build an image encoder by itself, for the image-only methods.
+
+    Args:
+        trained: with the weights of `vision_model`; otherwise its architecture with random weights.
 
     Raises:
         ValueError: an unknown model type, or weights that do not fit.
@@ -67,7 +70,7 @@ def build_vision_backbone(arguments: ModelArguments) -> VisionBackbone:
     fields, source = vision_fields(arguments)
     model_type = fields.pop("model_type")
     backbone = VisionBackbone(CONFIG_MAPPING[model_type](**fields), arguments.vision_pooling)
-    if source is not None:
+    if source is not None and trained:
         _load_vision(backbone, source, arguments)
     return backbone
 
@@ -107,9 +110,11 @@ def build_albef(arguments: ModelArguments) -> tuple[AlbefForPreTraining, AlbefPr
     text_fields.setdefault("pad_token_id", tokenizer.pad_token_id)
     vision, source = vision_fields(arguments)
     shared = (*_RECIPE, "vision_pooling", "projection_dim", "temperature")
+    with checked_fields("text_config"):
+        text_config = AlbefTextConfig(**text_fields)
     config = AlbefConfig(
         vision_config=vision,
-        text_config=text_fields,
+        text_config=text_config,
         **{name: getattr(arguments, name) for name in shared},
     )
     processor = AlbefProcessor.from_parts(tokenizer, arguments.image_size)

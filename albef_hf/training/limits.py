@@ -1,6 +1,7 @@
 """Files of settings, and the numbers that settings may have."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,12 @@ def check_limits(name: str, value: Any) -> None:
             raise ValueError(f"{name} must be {allowed}, not {number}")
 
 
+_EXPONENT = ("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
+
+
 class _Loader(yaml.SafeLoader):
-    """A key that stands twice is an error. PyYAML would silently take the second value."""
+    """A key that stands twice is an error, of which PyYAML would silently take the second value; and 1e-6 is a number,
+    as in YAML 1.2, which PyYAML would take for text."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
@@ -60,6 +65,29 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Puts in quotes what `_Loader` would take for a number."""
+
+
+_Loader.add_implicit_resolver(*_EXPONENT)
+_Dumper.add_implicit_resolver(*_EXPONENT)
+
+
+def parse_yaml(text: str) -> Any:
+    """What a text says in YAML, in a file of settings or in a flag.
+
+    Raises:
+        ValueError: a key stands twice.
+        yaml.YAMLError: it is no YAML.
+    """
+    return _Loader(text).get_single_data()
+
+
+def to_yaml(settings: Any) -> str:
+    """Settings as YAML, which `parse_yaml` reads back."""
+    return yaml.dump(settings, Dumper=_Dumper, sort_keys=False)
+
+
 def read_settings(path: Path) -> dict[str, Any]:
     """Settings of a YAML file: key -> value.
 
@@ -67,7 +95,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         ValueError: the file is empty, not UTF-8, not YAML, holds no keys, or one of them twice; names file and line.
     """
     try:
-        loaded = _Loader(path.read_text(encoding="utf-8")).get_single_data()
+        loaded = parse_yaml(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
     except (yaml.YAMLError, ValueError) as error:

@@ -1,10 +1,12 @@
 """Image encoders to start from: their configuration at the size of the pictures, and their weights."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import timm
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from ..data.hints import nearest_hint
@@ -59,6 +61,15 @@ def _load_source(name: str) -> tuple[PreTrainedConfig, dict[str, torch.Tensor]]:
     return part.config, {key: value for key, value in part.state_dict().items() if prefix + key not in missing}
 
 
+@contextmanager
+def checked_fields(where: str) -> Iterator[None]:
+    """Raises: ValueError where a configuration is made of values of the wrong type. where: the setting they are in."""
+    try:
+        yield
+    except StrictDataclassError as error:
+        raise ValueError(f"{where}: {' '.join(str(error).split())}") from error
+
+
 def _check_fields(model_type: str, given: Mapping[str, Any]) -> None:
     """Check the names of fields. transformers would take any name, and change nothing."""
     example = CONFIG_MAPPING[model_type]()
@@ -73,7 +84,8 @@ def vision_fields(arguments: ModelArguments) -> tuple[dict[str, Any], dict[str, 
     """The fields of the image encoder's configuration, and the weights to start from, if there are any.
 
     Raises:
-        ValueError: the fields have no `model_type`, or an unknown one; the folder cannot be loaded.
+        ValueError: the fields have no `model_type`, or an unknown one; a field has a value of the wrong type; the
+            folder cannot be loaded.
     """
     fields: dict[str, Any] | None = dict(arguments.vision_config) or None
     weights: dict[str, torch.Tensor] | None = None
@@ -91,6 +103,8 @@ def vision_fields(arguments: ModelArguments) -> tuple[dict[str, Any], dict[str, 
         raise ValueError(f"unknown model_type {model_type!r}; {nearest_hint(model_type, CONFIG_MAPPING)}")
     _check_fields(model_type, arguments.vision_config)
     set_image_size(fields, arguments.image_size)
+    with checked_fields("vision_config"):
+        CONFIG_MAPPING[model_type](**{name: value for name, value in fields.items() if name != "model_type"})
     return fields, weights
 
 
