@@ -1,5 +1,7 @@
 """Gathering and reducing across ranks. Without a process group there is one rank, and tensors stay as they are."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 
@@ -82,3 +84,23 @@ def sum_over_ranks(value: torch.Tensor) -> torch.Tensor:
     that flow through it would be too small by a factor of the number of ranks.
     """
     return value if world_size() == 1 else _SumOverRanks.apply(value)
+
+
+def own_parts(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """This rank's parts of tensors that are split over the ranks, in whose memory they lie; others as they are."""
+    return [tensor.to_local() if is_split(tensor) else tensor for tensor in tensors]  # type: ignore[attr-defined]
+
+
+def is_split(tensor: torch.Tensor) -> bool:
+    """Whether each rank holds a part of the tensor."""
+    return hasattr(tensor, "placements")
+
+
+@torch.no_grad()
+def norms_over_ranks(parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The norms (0-d) of tensors of which each rank has a part. Of a 0-d tensor every rank has the whole."""
+    norms = torch.stack(torch._foreach_norm(list(parts)))
+    squares = norms.double().square()
+    dist.all_reduce(squares)
+    split = torch.tensor([part.dim() > 0 for part in parts], device=norms.device)
+    return list(torch.where(split, squares.sqrt().to(norms.dtype), norms).unbind())

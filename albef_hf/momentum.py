@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
+from .gathering import own_parts
 from .losses import IGNORED
 
 
@@ -59,7 +60,7 @@ class MomentumCopy(nn.Module):
     @torch.no_grad()
     def update(self, online: Mapping[str, nn.Module], momentum: float) -> None:
         """copy = momentum * copy + (1 - momentum) * online, for all parameters in one call."""
-        copies, originals = self.pairs(online)
+        copies, originals = map(own_parts, self.pairs(online))
         if self.kept is None:
             torch._foreach_lerp_(copies, originals, 1.0 - momentum)
             self.updates.add_(1)

@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from albef_hf.gathering import is_split, norms_over_ranks, own_parts
 from albef_hf.losses import full_precision, unit_vectors
 
 
@@ -48,5 +49,7 @@ def pair_statistics(queries: torch.Tensor, keys: torch.Tensor) -> dict[str, torc
 
 def momentum_drift(copies: list[torch.Tensor], originals: list[torch.Tensor]) -> torch.Tensor:
     """Length of the difference of all parameters over the length of the originals: 0 for a copy that is equal."""
-    difference = torch.stack(torch._foreach_norm(torch._foreach_sub(copies, originals))).norm()
-    return difference / torch.stack(torch._foreach_norm(originals)).norm().clamp(min=1e-12)
+    norms = norms_over_ranks if is_split(originals[0]) else torch._foreach_norm
+    copies, originals = own_parts(copies), own_parts(originals)
+    difference = torch.stack(norms(torch._foreach_sub(copies, originals))).norm()
+    return difference / torch.stack(norms(originals)).norm().clamp(min=1e-12)
