@@ -63,31 +63,41 @@ def save_shards(
         OSError: files cannot be written. The checkpoints before it are as they were.
     """
     target = folder / f"step-{progress['step']:08d}"
-    main, scratch = rank() == 0, target.with_name(f".{target.name}.incomplete")
     tensors = {"model": shards.state(), "optimizer": moments_of(shards, optimizer)}
+    parameters = {name for name, _ in shards.named_parameters()}
+    together(lambda: _check(tensors, parameters))
+    with naming_a_full_disk(target, kept_before(folder)):
+        for work in phases(target, tensors, progress, rank(), world_size()):
+            together(work)
+        together(lambda: remove_older(folder, target, keep, keep_every) if rank() == 0 else None)
+    return target
 
-    def prepare() -> None:
-        own = {kind: {name: part.tensor for name, part in parts.items()} for kind, parts in tensors.items()}
-        parameters = dict(shards.named_parameters())
-        buffers = {name: tensor for name, tensor in own["model"].items() if name not in parameters}
-        checkpoints.check_finite(parameters, own["optimizer"], buffers)
-        if main:
-            begin(target)
+
+def _check(tensors: dict[str, dict[str, Part]], parameters: set[str]) -> None:
+    model, moments = ({name: part.tensor for name, part in tensors[kind].items()} for kind in KINDS)
+    buffers = {name: tensor for name, tensor in model.items() if name not in parameters}
+    checkpoints.check_finite({name: model[name] for name in parameters}, moments, buffers)
+
+
+def phases(
+    target: Path, tensors: dict[str, dict[str, Part]], progress: dict[str, Any], number: int, ranks: int
+) -> list[Callable[[], object]]:
+    """What a rank does to write a checkpoint. Each phase begins when all ranks have ended the one before.
+
+    Args:
+        target: the checkpoint.
+        tensors: the rank's parts, by kind and name.
+    """
+    scratch = target.with_name(f".{target.name}.incomplete")
 
     def write() -> None:
         if not scratch.is_dir():
             raise ValueError(f"{scratch} is not there: output_dir must be a folder that all ranks share")
-        write_parts(scratch, tensors, rank(), world_size())
+        write_parts(scratch, tensors, number, ranks)
 
-    def finish() -> None:
-        if main:
-            complete(scratch, target, progress)
-            remove_older(folder, target, keep, keep_every)
-
-    with naming_a_full_disk(target, kept_before(folder)):
-        for work in (prepare, write, finish):
-            together(work)
-    return target
+    first: Callable[[], object] = lambda: begin(target)  # noqa: E731
+    last: Callable[[], object] = lambda: complete(scratch, target, progress)  # noqa: E731
+    return [first, write, last] if number == 0 else [lambda: None, write, lambda: None]
 
 
 def moments_of(shards: Shards, optimizer: torch.optim.Optimizer) -> dict[str, Part]:

@@ -15,8 +15,6 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 from ..gathering import is_split, mean_over_ranks, norms_over_ranks, own_parts, rank, world_size
 from ..modeling_albef_text import AlbefTextLayer
@@ -65,6 +63,9 @@ class Shards:
     """
 
     def __init__(self, method: Trainable, accelerator: Accelerator) -> None:
+        from torch.distributed.device_mesh import init_device_mesh  # not for every run: they take half a second
+        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
         self.method = method
         for tensor in (*method.parameters(), *method.buffers()):
             dist.broadcast(tensor.data, 0)
