@@ -81,15 +81,16 @@ def test_every_rank_writes_its_part(runs):
 
 def test_a_sharded_run_saves_before_it_evaluates(runs):
     _, ranks, _ = runs
-    assert ranks[0]["albef/evaluation/checkpoints"].tolist() == [1, 2]
+    assert ranks[0]["albef/evaluation/checkpoints"].tolist() == [1]
 
 
 def test_a_model_saved_within_a_run_loads_by_itself(runs):
-    folder, ranks, _ = runs
+    folder, _, _ = runs
     loaded = AlbefForPreTraining.from_pretrained(folder / "albef" / "model", dtype=torch.float64)
-    for name, parameter in loaded.named_parameters():
-        if not name.startswith("momentum_copy."):
-            assert torch.equal(parameter, ranks[0][f"albef/whole/{name}"]), name
+    with Saved(folder / "albef" / "checkpoints" / "step-00000002", "model") as saved:
+        for name, parameter in loaded.named_parameters():
+            if not name.startswith("momentum_copy."):
+                assert torch.equal(parameter, saved.whole(name)), name
 
 
 def test_a_rank_that_cannot_write_is_named_on_all(runs):
