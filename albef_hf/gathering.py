@@ -86,16 +86,6 @@ def sum_over_ranks(value: torch.Tensor) -> torch.Tensor:
     return value if world_size() == 1 else _SumOverRanks.apply(value)
 
 
-def own_parts(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """This rank's parts of tensors that are split over the ranks, in whose memory they lie; others as they are."""
-    return [tensor.to_local() if is_split(tensor) else tensor for tensor in tensors]  # type: ignore[attr-defined]
-
-
-def is_split(tensor: torch.Tensor) -> bool:
-    """Whether each rank holds a part of the tensor."""
-    return hasattr(tensor, "placements")
-
-
 @torch.no_grad()
 def norms_over_ranks(parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """The norms (0-d) of tensors of which each rank has a part. Of a 0-d tensor every rank has the whole."""

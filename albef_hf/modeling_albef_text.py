@@ -257,8 +257,7 @@ class AlbefTextModel(RepeatsFusionLayers, AlbefPreTrainedModel):
     def project_image_tokens(self, image_tokens: torch.Tensor) -> list[KeysValues]:
         """Keys and values of images (batch, tokens, encoder_hidden_size) for each fusion layer.
 
-        They depend on the image alone: compute them once for all texts that it is fused with. Where texts have two
-        images, each pair of layers shares them: see `interleave`.
+        They depend on the image alone: compute them once for all its texts. With two images a text, `interleave` them.
         """
         return [layer.project_memory(image_tokens) for layer in self.fusion_layers[:: self.config.images_per_text]]
 

@@ -19,8 +19,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from ..data.batches import TrainingData
-from ..gathering import own_parts
-from ..momentum import FeatureQueue, MomentumCopy
+from ..momentum import FeatureQueue, MomentumCopy, own_parts
 from ..training import checkpoints, loop
 from ..training.loop import StepGuard
 from ..training.run_state import RunState

@@ -8,6 +8,7 @@ is skipped changes nothing: see `StepGuard`. Signals: see `stopping.py`.
 """
 
 import contextlib
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
@@ -176,7 +177,7 @@ def make_steps(run: RunState) -> None:
                 accelerator.backward(output.loss / accumulation)
             method.enqueue(output)
             guard.add(output)
-        guard.judge(run.clip_gradients())
+        guard.judge(run.clip(run.arguments.max_gradient_norm or math.inf))
         run.prepared.step()
         run.prepared.zero_grad()
         method.update_momentum(step, total)

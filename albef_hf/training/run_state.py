@@ -6,7 +6,6 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 
 from ..data.batches import RejectionLog, TrainingData
@@ -64,9 +63,11 @@ class RunState:
         self.optimizer = build_optimizer(self.shards or method, self.arguments)
         if self.shards is None:
             self.model, self.prepared = accelerator.prepare(method, self.optimizer)
+            self.clip = lambda largest: accelerator.clip_grad_norm_(self.model.parameters(), largest)
         else:  # not for Accelerate to wrap once more
             self.model = accelerator.prepare_model(method, evaluation_mode=True)
             self.prepared = accelerator.prepare(self.optimizer)
+            self.clip = self.shards.clip_gradients
         self.method, self.statistics = method, running_statistics(method)
         self.guard = guard(self.method, self.optimizer, accelerator, arguments.spike_deviations)
         self.position = Position(length, batching, data.rows, data.steps_per_epoch * data.batch_size * ranks)
@@ -148,13 +149,6 @@ class RunState:
     def whole_method(self) -> AbstractContextManager[Trainable]:
         """A context that gives the method with all its weights. Entered on all ranks."""
         return nullcontext(self.method) if self.shards is None else self.shards.gathered()
-
-    def clip_gradients(self) -> torch.Tensor:
-        """Scale the gradients of a step down to `max_gradient_norm`. Returns: their norm before that, 0-d."""
-        largest = self.arguments.max_gradient_norm or math.inf
-        if self.shards is not None:
-            return self.shards.clip_gradients(largest)
-        return self.accelerator.clip_grad_norm_(self.model.parameters(), largest)
 
     def how_to_go_on(self) -> str:
         """What to print where the run was asked to stop."""

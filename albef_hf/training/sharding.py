@@ -16,10 +16,16 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch import nn
 
-from ..gathering import is_split, mean_over_ranks, norms_over_ranks, own_parts, rank, world_size
+from ..gathering import mean_over_ranks, norms_over_ranks, rank, world_size
 from ..modeling_albef_text import AlbefTextLayer
+from ..momentum import own_parts
 from ..trainable import Trainable
 from .parts import Part
+
+
+def is_split(tensor: torch.Tensor) -> bool:
+    """Whether each rank holds a part of the tensor."""
+    return hasattr(tensor, "placements")
 
 
 def _layers(module: nn.Module) -> list[nn.Module]:
