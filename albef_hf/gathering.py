@@ -1,5 +1,7 @@
 """Gathering and reducing across ranks. Without a process group there is one rank, and tensors stay as they are."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 
@@ -117,3 +119,13 @@ def sum_over_ranks(value: torch.Tensor) -> torch.Tensor:
     that flow through it would be too small by a factor of the number of ranks.
     """
     return value if world_size() == 1 else _SumOverRanks.apply(value)
+
+
+@torch.no_grad()
+def norms_over_ranks(parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The norms (0-d) of tensors of which each rank has a part. Of a 0-d tensor every rank has the whole."""
+    norms = torch.stack(torch._foreach_norm(list(parts)))
+    squares = norms.double().square()
+    dist.all_reduce(squares)
+    split = torch.tensor([part.dim() > 0 for part in parts], device=norms.device)
+    return list(torch.where(split, squares.sqrt().to(norms.dtype), norms).unbind())

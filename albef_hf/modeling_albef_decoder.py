@@ -77,7 +77,7 @@ class AlbefAnswerDecoder(AlbefPreTrainedModel, GenerationMixin):
 
     def project_question(self, question_states: torch.Tensor) -> list[KeysValues]:
         """Question states (batch, tokens, hidden_size) -> their keys and values for each layer."""
-        return [layer.crossattention.self.project(question_states) for layer in self.encoder.layer]
+        return [layer.project_memory(question_states) for layer in self.encoder.layer]
 
     def _masks(
         self,

@@ -152,6 +152,10 @@ class AlbefTextLayer(GradientCheckpointingLayer):
         self.intermediate = AlbefTextIntermediate(config)
         self.output = AlbefTextResidual(config, config.intermediate_size)
 
+    def project_memory(self, memory: torch.Tensor) -> KeysValues:
+        """What cross-attention attends to, (batch, tokens, memory_size), -> its keys and values."""
+        return self.crossattention.self.project(memory)
+
     def forward(
         self,
         hidden_states: torch.Tensor,
@@ -253,11 +257,9 @@ class AlbefTextModel(RepeatsFusionLayers, AlbefPreTrainedModel):
     def project_image_tokens(self, image_tokens: torch.Tensor) -> list[KeysValues]:
         """Keys and values of images (batch, tokens, encoder_hidden_size) for each fusion layer.
 
-        They depend on the image alone: compute them once for all texts that it is fused with. Where texts have two
-        images, each pair of layers shares them: see `interleave`.
+        They depend on the image alone: compute them once for all its texts. With two images a text, `interleave` them.
         """
-        layers = self.fusion_layers[:: self.config.images_per_text]
-        return [layer.crossattention.self.project(image_tokens) for layer in layers]
+        return [layer.project_memory(image_tokens) for layer in self.fusion_layers[:: self.config.images_per_text]]
 
     def fuse(
         self,
@@ -300,8 +302,7 @@ class AlbefTextModel(RepeatsFusionLayers, AlbefPreTrainedModel):
                 encoder_hidden_states = encoder_hidden_states.flatten(0, 1)
             image_keys_values = self.project_image_tokens(encoder_hidden_states)
             if images > 1:
-                rows = [slice(first, None, images) for first in range(images)]
-                image_keys_values = self.interleave(image_keys_values, rows)
+                image_keys_values = self.interleave(image_keys_values, [slice(n, None, images) for n in range(images)])
             hidden_states = self.fuse(hidden_states, attention_mask, image_keys_values, **kwargs)
         return BaseModelOutputWithPoolingAndCrossAttentions(
             last_hidden_state=hidden_states, pooler_output=hidden_states[:, 0]

@@ -5,13 +5,19 @@ once per optimizer step. So gradient accumulation, recomputed activations and ev
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import initialization as init
 
 from .losses import IGNORED
+
+
+def own_parts(tensors: Sequence[Any]) -> list[torch.Tensor]:
+    """This rank's parts of tensors that are split over the ranks, in whose memory they lie; others as they are."""
+    return [tensor.to_local() if hasattr(tensor, "placements") else tensor for tensor in tensors]
 
 
 class MomentumCopy(nn.Module):
@@ -59,7 +65,7 @@ class MomentumCopy(nn.Module):
     @torch.no_grad()
     def update(self, online: Mapping[str, nn.Module], momentum: float) -> None:
         """copy = momentum * copy + (1 - momentum) * online, for all parameters in one call."""
-        copies, originals = self.pairs(online)
+        copies, originals = (own_parts(p) if hasattr(p[0], "placements") else p for p in self.pairs(online))
         if self.kept is None:
             torch._foreach_lerp_(copies, originals, 1.0 - momentum)
             self.updates.add_(1)

@@ -4,7 +4,9 @@ import math
 
 import torch
 
+from albef_hf.gathering import norms_over_ranks
 from albef_hf.losses import full_precision, unit_vectors
+from albef_hf.momentum import own_parts
 
 
 def projection_spread(projections: torch.Tensor) -> torch.Tensor:
@@ -48,5 +50,7 @@ def pair_statistics(queries: torch.Tensor, keys: torch.Tensor) -> dict[str, torc
 
 def momentum_drift(copies: list[torch.Tensor], originals: list[torch.Tensor]) -> torch.Tensor:
     """Length of the difference of all parameters over the length of the originals: 0 for a copy that is equal."""
-    difference = torch.stack(torch._foreach_norm(torch._foreach_sub(copies, originals))).norm()
-    return difference / torch.stack(torch._foreach_norm(originals)).norm().clamp(min=1e-12)
+    norms = norms_over_ranks if hasattr(originals[0], "placements") else torch._foreach_norm
+    copies, originals = own_parts(copies), own_parts(originals)
+    difference = torch.stack(norms(torch._foreach_sub(copies, originals))).norm()
+    return difference / torch.stack(norms(originals)).norm().clamp(min=1e-12)

@@ -5,6 +5,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from albef_hf.gathering import sum_over_ranks, world_size
+from albef_hf.losses import full_precision
 
 
 class SyncBatchNorm(_BatchNorm):
@@ -22,6 +23,7 @@ class SyncBatchNorm(_BatchNorm):
             return _BatchNorm.forward(self, features)
         if features.device.type != "cpu":
             return nn.SyncBatchNorm.forward(self, features)  # type: ignore[arg-type]
+        given, features = features.dtype, full_precision(features)  # as torch's: statistics are not rounded
         dims = [0, *range(2, features.dim())]
         shape = (1, -1, *(1,) * (features.dim() - 2))
         count = features.numel() // features.shape[1] * world_size()
@@ -35,7 +37,9 @@ class SyncBatchNorm(_BatchNorm):
                 self.running_mean.lerp_(mean, rate)
                 self.running_var.lerp_(variance * (count / (count - 1)), rate)
         normal = centered * (variance + self.eps).rsqrt().view(shape)
-        return normal if self.weight is None else normal * self.weight.view(shape) + self.bias.view(shape)
+        if self.weight is not None:
+            normal = normal * self.weight.view(shape) + self.bias.view(shape)
+        return normal.to(given)
 
 
 class SplitBatchNorm(nn.BatchNorm2d):

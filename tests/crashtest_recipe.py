@@ -9,6 +9,7 @@ from transformers.utils import ModelOutput
 
 from albef_hf.data.batches import Collator, Samples, TrainingData
 from albef_hf.data.corpora import Corpora
+from albef_hf.gathering import gather_rows
 from albef_hf.momentum import FeatureQueue, MomentumCopy
 from albef_hf.trainable import Trainable
 from albef_hf.training.arguments import parse_arguments
@@ -37,7 +38,7 @@ class Small(Trainable):
         return Output(loss=((self.online(rows) - self.queue.features.mean(0)) ** 2).mean(), keys=keys.detach())
 
     def enqueue(self, output: Output) -> None:
-        self.queue.enqueue(output.keys)
+        self.queue.enqueue(gather_rows(output.keys))
 
     def update_momentum(self, step: int = 0, total_steps: int = 1) -> None:
         self.copy.update({"online": self.online}, 0.9)
@@ -71,7 +72,7 @@ class SmallRun(Run):
         )
 
     def evaluate(self, method) -> dict[str, float]:
-        return {"mean": float(method.online[0].weight.mean())}
+        return {"mean": float(method.online[0].weight.detach().mean())}
 
     def finish(self, method, folder, step) -> None:
         if self.accelerator.is_main_process:

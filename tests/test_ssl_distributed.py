@@ -7,6 +7,8 @@ import torch
 from helpers import run_two_ranks
 from ssl_distributed_worker import CASES, run_steps
 
+from ssl_methods import normalization
+
 WORKER = Path(__file__).parent / "ssl_distributed_worker.py"
 
 
@@ -40,3 +42,15 @@ def test_the_published_gradient_is_the_true_one_over_the_ranks(both):
     assert ratios["barlow_twins"] == pytest.approx([1.0] * len(ratios["barlow_twins"]), abs=1e-6)
     # Batch normalization still shares its statistics, so only the last layer shows exactly this factor.
     assert ratios["barlow_twins_published"][-1] == pytest.approx(0.5, abs=1e-6)
+
+
+def test_normalization_over_ranks_in_bfloat16_is_that_of_one_process(monkeypatch):
+    """Two ranks with equal rows, without a process group."""
+    monkeypatch.setattr(normalization, "world_size", lambda: 2)
+    monkeypatch.setattr(normalization, "sum_over_ranks", lambda value: 2 * value)
+    rows = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).bfloat16()
+    over_ranks, plain = normalization.SyncBatchNorm(3), torch.nn.BatchNorm1d(3)
+    found, expected = over_ranks(rows), plain(torch.cat([rows, rows]))
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found, expected[:4])
+    torch.testing.assert_close(over_ranks.state_dict(), plain.state_dict())

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from ..data.hashing import file_digest
 from ..data.lines import read_lines
 from ..training.checkpoints import check_checkpoint, saved_checkpoints
+from ..training.parts import KINDS, Saved
 
 # What is new in each start of a run, or measures time, or says how it was started.
 TIMES = ("seconds", "samples_per_second")
@@ -64,11 +64,12 @@ def final_state(reference: Path, other: Path) -> list[str]:
 def checkpoint_differences(reference: Path, other: Path) -> list[str]:
     """What differs between two checkpoints: names of tensors, keys of `progress`."""
     found = []
-    for file in ("model.safetensors", "optimizer.safetensors"):
-        one, two = load_file(reference / file), load_file(other / file)
-        for name in sorted(one.keys() | two.keys()):
-            if name not in one or name not in two or not same_bits(one[name], two[name]):
-                found.append(f"{file.split('.')[0]}: {name}")
+    for kind in KINDS:
+        with Saved(reference, kind) as first, Saved(other, kind) as second:
+            one, two = first.shapes, second.shapes
+            for name in sorted(one.keys() | two.keys()):
+                if name not in one or name not in two or not same_bits(first.whole(name), second.whole(name)):
+                    found.append(f"{kind}: {name}")
     one, two = (leaves(check_checkpoint(path)) for path in (reference, other))
     return found + [f"progress: {key}" for key in sorted(one.keys() | two.keys()) if one.get(key) != two.get(key)]
 

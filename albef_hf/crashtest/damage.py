@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from ..training.checkpoints import FILES, MANIFEST, write_manifest
+from ..training.parts import KINDS, Saved
 from .compare import leaves, same_bits
 
 
@@ -25,7 +26,7 @@ def _flip(path: Path) -> None:
 
 def _other_digest(path: Path) -> None:
     entries = json.loads(path.read_text())
-    entries[FILES[0]]["sha256"] = "0" * 64
+    next(iter(entries.values()))["sha256"] = "0" * 64
     path.write_text(json.dumps(entries))
 
 
@@ -48,7 +49,13 @@ _OF_A_MANIFEST: dict[str, Callable[[Path], object]] = {
 
 
 def _within(name: str, damage: Callable[[Path], object]) -> Callable[[Path], object]:
-    return lambda folder: damage(folder / name)
+    """Damage a file of a checkpoint; of the files of its kind in a sharded one, the last."""
+
+    def damaged(folder: Path) -> object:
+        found = [folder / name] if (folder / name).exists() else sorted(folder.glob(f"{Path(name).stem}-*"))
+        return damage(found[-1])
+
+    return damaged
 
 
 # What is damaged -> how, given the folder of a checkpoint.
@@ -57,6 +64,11 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     **{f"{MANIFEST} {how}": _within(MANIFEST, damage) for how, damage in _OF_A_MANIFEST.items()},
     "an empty folder": _empty,
 }
+
+
+def _whole(checkpoint: Path, kind: str) -> dict[str, torch.Tensor]:
+    with Saved(checkpoint, kind) as saved:
+        return {name: saved.whole(name) for name in saved.shapes}
 
 
 class Controls:
@@ -68,11 +80,10 @@ class Controls:
     """
 
     def __init__(self, initial: Path, middle: Path, named: dict[str, str]) -> None:
-        self.model, self.later = (load_file(path / "model.safetensors") for path in (initial, middle))
+        self.model, self.later = (_whole(path, "model") for path in (initial, middle))
         self.progress, self.later_progress = (json.loads((p / "progress.json").read_text()) for p in (initial, middle))
         self.initial, self.named = initial, named
-        moments = load_file(middle / "optimizer.safetensors")
-        self.moments = {f"optimizer: {name.rsplit('/', 1)[1]}" for name in moments}
+        self.moments = {f"optimizer: {name.rsplit('/', 1)[1]}" for name in _whole(middle, "optimizer")}
         start, now = leaves(self.progress), leaves(self.later_progress)
         moved = {named.get(name, name) for name in self.later if not same_bits(self.model[name], self.later[name])}
         changed = {f"progress: {key}" for key in now if start.get(key) != now[key]}
@@ -81,13 +92,17 @@ class Controls:
         self.unmoved = sorted(every - moved - changed)
 
     def put_back(self, checkpoint: Path, component: str) -> None:
-        """Put a component of a checkpoint back to its value at the start. Its manifest says that all is well."""
+        """Put a component of a checkpoint back to its value at the start. Its manifest says that all is well.
+
+        A sharded checkpoint becomes an unsharded one.
+        """
+        tensors = {kind: _whole(checkpoint, kind) for kind in KINDS}
+        for path in checkpoint.glob("*-of-*"):
+            path.unlink()
         if component in self.moments:
-            tensors = load_file(checkpoint / "optimizer.safetensors")
-            initial = load_file(self.initial / "optimizer.safetensors")
-            for name in [each for each in tensors if each.rsplit("/", 1)[1] == component.removeprefix("optimizer: ")]:
-                tensors[name] = initial.get(name, torch.zeros_like(tensors[name]))
-            save_file(tensors, checkpoint / "optimizer.safetensors")
+            initial, moments = _whole(self.initial, "optimizer"), tensors["optimizer"]
+            for name in [each for each in moments if each.rsplit("/", 1)[1] == component.removeprefix("optimizer: ")]:
+                moments[name] = initial.get(name, torch.zeros_like(moments[name]))
         elif component.startswith("progress: "):
             progress = json.loads((checkpoint / "progress.json").read_text())
             key, _, inner = component.removeprefix("progress: ").partition(".")
@@ -98,7 +113,8 @@ class Controls:
                 del owner[inner or key]
             (checkpoint / "progress.json").write_text(json.dumps(progress))
         else:
-            tensors = load_file(checkpoint / "model.safetensors")
-            tensors |= {name: self.model[name] for name in tensors if self.named.get(name, name) == component}
-            save_file(tensors, checkpoint / "model.safetensors")
+            model = tensors["model"]
+            model |= {name: self.model[name] for name in model if self.named.get(name, name) == component}
+        for kind, state in tensors.items():
+            save_file(state, checkpoint / f"{kind}.safetensors")
         write_manifest(checkpoint)

@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from ..data.batches import TrainingData
-from ..momentum import FeatureQueue, MomentumCopy
+from ..momentum import FeatureQueue, MomentumCopy, own_parts
 from ..training import checkpoints, loop
 from ..training.loop import StepGuard
 from ..training.run_state import RunState
@@ -229,8 +229,9 @@ def poison(fault: Fault, tell: Callable[[str], object], rank: int) -> None:
 
     def state() -> dict[str, torch.Tensor]:
         run = holder["run"]
-        moments = checkpoints._named_optimizer_state(run.method, run.optimizer)
-        return {name: tensor.clone() for name, tensor in {**run.method.state_dict(), **moments}.items()}
+        moments = checkpoints.optimizer_state(run.shards or run.method, run.optimizer)
+        named = zip(run.method.state_dict(), own_parts(list(run.method.state_dict().values())), strict=True)
+        return {name: tensor.clone() for name, tensor in {**dict(named), **moments}.items()}
 
     def begun(*_: Any) -> None:
         nonlocal step
@@ -258,7 +259,15 @@ def poison(fault: Fault, tell: Callable[[str], object], rank: int) -> None:
             )
         if fault.place == "gradient":
             first = next(each for each in run.method.parameters() if each.requires_grad)
-            first.register_hook(lambda gradient: gradient * fault.value if bad() else None)
+            if run.shards is None:
+                first.register_hook(lambda gradient: gradient * fault.value if bad() else None)
+            else:  # other ranks add to them, too
+
+                def spoil(*_: Any) -> None:
+                    if bad() and first.grad is not None:
+                        own_parts([first.grad])[0].mul_(fault.value)
+
+                before(run.shards, "clip_gradients", spoil)
 
     def statistic(guard: StepGuard, *_: Any) -> None:
         floats = [

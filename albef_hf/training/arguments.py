@@ -170,6 +170,13 @@ class TrainingArguments:
         default=None,
         metadata={"help": "no (float32), bf16 or fp16; null: as `accelerate launch` is set, which is no by itself"},
     )
+    sharding: str | None = field(
+        default=None,
+        metadata={
+            "help": "fsdp2: each rank holds a part of weights, copies and optimizer state; null: all of them",
+            "choices": (None, "fsdp2"),
+        },
+    )
     deterministic: bool = field(
         default=False,
         metadata={"help": "on a GPU: only kernels that give the same bits every time, which are slower"},

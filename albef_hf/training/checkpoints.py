@@ -14,27 +14,26 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from ..data.hashing import file_digest
+from .parts import FILES as FILES
+from .parts import Damaged as Damaged
+from .parts import Part, Saved, files_of
 
 MANIFEST = "manifest.json"
-FILES = ("model.safetensors", "optimizer.safetensors", "progress.json")
 
 
-class Damaged(ValueError):
-    """A checkpoint is not what was written. The message names the file."""
-
-
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -42,7 +41,7 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _contiguous(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def contiguous(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Tensors that safetensors can write: a tensor with two names (tied weights) is copied for the second."""
     written: dict[str, torch.Tensor] = {}
     addresses = set()
@@ -53,7 +52,8 @@ def _contiguous(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return written
 
 
-def _named_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def optimizer_state(model: Any, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The state of an optimizer of a model's parameters: `parameter/key` -> tensor."""
     names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
         f"{names[parameter]}/{key}": value
@@ -62,11 +62,12 @@ def _named_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -
     }
 
 
-def _check_finite(model: nn.Module, moments: dict[str, torch.Tensor]) -> None:
+def check_finite(
+    parameters: Mapping[str, torch.Tensor], moments: Mapping[str, torch.Tensor], buffers: Mapping[str, torch.Tensor]
+) -> None:
     """Raises: ValueError: a parameter or moment is not finite, or a buffer is not a number; names it."""
-    finite = {**dict(model.named_parameters()), **moments}
-    wrong = [name for name, tensor in finite.items() if not torch.isfinite(tensor).all()]
-    wrong += [name for name, buffer in model.named_buffers() if torch.isnan(buffer).any()]
+    wrong = [name for name, tensor in {**parameters, **moments}.items() if not torch.isfinite(tensor).all()]
+    wrong += [name for name, buffer in buffers.items() if torch.isnan(buffer).any()]
     if wrong:
         raise ValueError(
             f"not saved: {', '.join(wrong[:5])} {'is' if len(wrong) == 1 else 'are'} not finite; the checkpoints "
@@ -139,42 +140,58 @@ def save_checkpoint(
         OSError: it cannot be written. The checkpoints before it are as they were.
     """
     target = folder / f"step-{progress['step']:08d}"
-    moments = _named_optimizer_state(model, optimizer)
-    _check_finite(model, moments)
+    moments = optimizer_state(model, optimizer)
+    check_finite(dict(model.named_parameters()), moments, dict(model.named_buffers()))
+    with naming_a_full_disk(target, kept_before(folder)):
+        scratch = begin(target)
+        save_file(contiguous(model.state_dict()), scratch / "model.safetensors")
+        save_file(contiguous(moments), scratch / "optimizer.safetensors")
+        complete(scratch, target, progress)
+    remove_older(folder, target, keep, keep_every)
+    return target
+
+
+def kept_before(folder: Path) -> str:
+    """Which checkpoint a save that fails leaves, in words."""
     before = saved_checkpoints(folder)
-    kept = f"{before[-1]} is complete" if before else "there is no checkpoint yet"
-    with naming_a_full_disk(target, kept):
-        _write(folder, target, model, moments, progress)
-    others = [path for path in before if path != target]
-    beyond = [path for path in others if step_of(path) > progress["step"]]
+    return f"{before[-1]} is complete" if before else "there is no checkpoint yet"
+
+
+def begin(target: Path) -> Path:
+    """Make the temporary folder that will become a checkpoint."""
+    scratch = target.with_name(f".{target.name}.incomplete")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    return scratch
+
+
+def complete(scratch: Path, target: Path, progress: dict[str, Any]) -> None:
+    """Write what is not tensors, wait until everything is on the disk, and give the folder its name."""
+    (scratch / "progress.json").write_text(json.dumps(progress), encoding="utf-8")
+    write_manifest(scratch)
+    for path in [*scratch.iterdir(), scratch]:
+        sync(path)
+    if target.exists():
+        _remove(target)
+    os.rename(scratch, target)
+    sync(target.parent)
+
+
+def remove_older(folder: Path, newest: Path, keep: int, keep_every: int) -> None:
+    """Remove checkpoints that need not be kept: see `save_checkpoint`. newest: the one just written."""
+    step = step_of(newest)
+    others = [path for path in saved_checkpoints(folder) if path != newest]
+    beyond = [path for path in others if step_of(path) > step]
     older = [path for path in others if path not in beyond and not (keep_every and step_of(path) % keep_every == 0)]
     for old in [*beyond, *older[: max(0, len(older) + 1 - max(keep, 1))]]:
         _remove(old)
-    return target
 
 
 def write_manifest(folder: Path) -> None:
     """Write the size and the digest of each file of a checkpoint beside them."""
-    entries = {name: {"bytes": (folder / name).stat().st_size, "sha256": file_digest(folder / name)} for name in FILES}
+    names = files_of(path.name for path in folder.iterdir())
+    entries = {name: {"bytes": (folder / name).stat().st_size, "sha256": file_digest(folder / name)} for name in names}
     (folder / MANIFEST).write_text(json.dumps(entries), encoding="utf-8")
-
-
-def _write(
-    folder: Path, target: Path, model: nn.Module, moments: dict[str, torch.Tensor], progress: dict[str, Any]
-) -> None:
-    scratch = folder / f".{target.name}.incomplete"
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    save_file(_contiguous(dict(model.state_dict())), scratch / "model.safetensors")
-    save_file(_contiguous(moments), scratch / "optimizer.safetensors")
-    (scratch / "progress.json").write_text(json.dumps(progress), encoding="utf-8")
-    write_manifest(scratch)
-    for path in [*scratch.iterdir(), scratch]:
-        _sync(path)
-    if target.exists():
-        _remove(target)
-    os.rename(scratch, target)
-    _sync(folder)
 
 
 def check_checkpoint(path: Path) -> dict[str, Any]:
@@ -190,9 +207,10 @@ def check_checkpoint(path: Path) -> dict[str, Any]:
         raise Damaged(f"{manifest} is missing: not a complete checkpoint")
     try:
         entries = json.loads(manifest.read_bytes())
-        expected = {name: (int(entries[name]["bytes"]), str(entries[name]["sha256"])) for name in FILES}
+        names = files_of(entries)
+        expected = {name: (int(entries[name]["bytes"]), str(entries[name]["sha256"])) for name in names}
     except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as error:
-        raise Damaged(f"{manifest} is damaged: it does not list the size and digest of {', '.join(FILES)}") from error
+        raise Damaged(f"{manifest} is damaged: it does not list the size and digest of every file") from error
     for name, (size, digest) in expected.items():
         file = path / name
         if not file.is_file():
@@ -237,11 +255,13 @@ def newest_valid(folder: Path) -> tuple[Path | None, dict[str, Any], list[str]]:
 
 
 def load_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any] | None = None
+    path: Path, model: Any, optimizer: torch.optim.Optimizer, progress: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """Load a checkpoint into a model and its optimizer, and return the `progress` it was saved with.
 
     Args:
+        path: of a checkpoint that any number of ranks wrote, sharded or not.
+        model: a module, or the `Shards` of one.
         progress: what `check_checkpoint` returned, if it was just called; otherwise it is called here.
 
     Raises:
@@ -249,27 +269,28 @@ def load_checkpoint(
         ValueError: it belongs to another model.
     """
     progress = progress or check_checkpoint(path)
-    try:
-        state = load_file(path / "model.safetensors")
-        moments = load_file(path / "optimizer.safetensors")
-    except SafetensorError as error:
-        raise Damaged(f"{path} cannot be read: {error}") from error
-    current = model.state_dict()
-    wrong = sorted(
-        name
-        for name in current.keys() | state.keys()
-        if name not in current or name not in state or current[name].shape != state[name].shape
-    )
-    if wrong:
-        raise ValueError(f"{path / 'model.safetensors'} belongs to another model: {', '.join(wrong[:5])} differ")
-    model.load_state_dict(state)
+    whole = isinstance(model, nn.Module)
+    current = {n: Part(t, tuple(t.shape)) for n, t in model.state_dict().items()} if whole else model.state()
+    with Saved(path, "model") as saved, torch.no_grad():
+        wrong = sorted(
+            name
+            for name in current.keys() | saved.shapes.keys()
+            if name not in current or name not in saved.shapes or current[name].shape != saved.shapes[name]
+        )
+        if wrong:
+            raise ValueError(f"{path} belongs to another model: {', '.join(wrong[:5])} differ")
+        for name, part in current.items():
+            part.tensor.copy_(saved.read(name, part))
     optimizer.state.clear()
-    for name, parameter in model.named_parameters():
-        prefix = f"{name}/"
-        saved = {key.removeprefix(prefix): value for key, value in moments.items() if key.startswith(prefix)}
-        if saved:
-            optimizer.state[parameter] = {
-                key: value if key == "step" and parameter.device.type == "cpu" else value.to(parameter.device)
-                for key, value in saved.items()
-            }
+    parameters = dict(model.named_parameters())
+    with Saved(path, "optimizer") as saved:
+        for entry, shape in saved.shapes.items():
+            name, _, key = entry.rpartition("/")
+            parameter = parameters.get(name)
+            if parameter is None:
+                continue
+            part = Part(parameter, shape) if whole or not shape else model.part(name, parameter)
+            value = saved.read(entry, part)
+            stays = key == "step" and parameter.device.type == "cpu"
+            optimizer.state[parameter][key] = value if stays else value.to(parameter.device)
     return progress

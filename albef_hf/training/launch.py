@@ -79,7 +79,7 @@ def launch(
     groups = (model_arguments, data_arguments, arguments, *others)
     folder = Path(arguments.output_dir)
     if arguments.dry_run:
-        _show(_build(run_class, groups, arguments, accelerator)[0], folder, accelerator)
+        _show(_build(run_class, groups, arguments, accelerator)[0], folder, accelerator, arguments)
         return
     with claim(folder, arguments.resume, arguments.overwrite, accelerator) as claimed:
         run, length = _build(run_class, groups, arguments, accelerator)
@@ -88,7 +88,8 @@ def launch(
             every = max(1, round(arguments.evaluate_epochs * length.steps_per_epoch))
             arguments = dataclasses.replace(arguments, evaluate_every=every)
         if accelerator.num_processes == 1:
-            for note in filter(None, (parent_note(), idle_note())):
+            alone = "note: sharding needs several processes; this one holds everything" if arguments.sharding else None
+            for note in filter(None, (parent_note(), idle_note(), alone)):
                 print(note)
         if arguments.report_to != "none":
             with attempt(f"starting {arguments.report_to}", folder, then="The run goes on without it"):
@@ -131,13 +132,16 @@ def _build(
     return run, length
 
 
-def _show(run: Run, folder: Path, accelerator: Accelerator) -> None:
+def _show(run: Run, folder: Path, accelerator: Accelerator, arguments: TrainingArguments) -> None:
     """Draw the first batch, and print the memory of a step."""
     if accelerator.is_main_process:
         batch = next(run.data.batches())
         batch.pop("rejected")
         print(f"first batch: {run.draw(batch, folder / 'first_batch.png')}")
-        print(f"memory of a step: {describe_memory(run.method, run.data.to_device(batch, torch.device('cpu')))}")
+        unsplit = ", without sharding" if arguments.sharding else ""
+        print(
+            f"memory of a step{unsplit}: {describe_memory(run.method, run.data.to_device(batch, torch.device('cpu')))}"
+        )
 
 
 @contextmanager

@@ -151,7 +151,7 @@ def train(
     if run.stop.agreed:
         accelerator.print(run.how_to_go_on())
         raise SystemExit(run.stop.status)
-    return run.method
+    return run.method if run.shards is None else run.shards.gather()
 
 
 def make_steps(run: RunState) -> None:
@@ -177,8 +177,7 @@ def make_steps(run: RunState) -> None:
                 accelerator.backward(output.loss / accumulation)
             method.enqueue(output)
             guard.add(output)
-        norm = accelerator.clip_grad_norm_(run.model.parameters(), run.arguments.max_gradient_norm or math.inf)
-        guard.judge(norm)
+        guard.judge(run.clip(run.arguments.max_gradient_norm or math.inf))
         run.prepared.step()
         run.prepared.zero_grad()
         method.update_momentum(step, total)

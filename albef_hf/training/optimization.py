@@ -2,13 +2,15 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..gathering import norms_over_ranks
 from .arguments import OPTIMIZERS, SCHEDULES, TrainingArguments
+from .sharding import Shards
 
 
 def scaled_rates(arguments: TrainingArguments, samples_per_step: int, steps_per_epoch: int) -> TrainingArguments:
@@ -68,6 +70,7 @@ class Lars(torch.optim.Optimizer):
         lr: learning rate, `rate` above.
         weight_decay: `decay` above.
         momentum, trust: as above.
+        norms: of tensors, by which |p| and |d| are computed.
 
     Attributes:
         found_inf: 0-d tensor that the training loop sets: 1 makes `step` change nothing. It stays on the device.
@@ -76,9 +79,16 @@ class Lars(torch.optim.Optimizer):
     found_inf: torch.Tensor | None = None
 
     def __init__(
-        self, params: Any, lr: float, weight_decay: float = 0.0, momentum: float = 0.9, trust: float = 0.001
+        self,
+        params: Any,
+        lr: float,
+        weight_decay: float = 0.0,
+        momentum: float = 0.9,
+        trust: float = 0.001,
+        norms: Callable[..., Sequence[torch.Tensor]] = torch._foreach_norm,
     ) -> None:
         defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "trust": trust, "adapt": True}
+        self.norms = norms
         super().__init__(params, defaults)
 
     @torch.no_grad()
@@ -98,9 +108,8 @@ class Lars(torch.optim.Optimizer):
                 gradients = [torch.where(skipped, 0.0, gradient) for gradient in gradients]
             if group["adapt"]:
                 gradients = list(torch._foreach_add(gradients, parameters, alpha=group["weight_decay"]))
-                for index, (weight, update) in enumerate(
-                    zip(torch._foreach_norm(parameters), torch._foreach_norm(gradients), strict=True)
-                ):
+                norms = self.norms(parameters), self.norms(gradients)
+                for index, (weight, update) in enumerate(zip(*norms, strict=True)):
                     ratio = torch.where((weight > 0) & (update > 0), group["trust"] * weight / update, 1.0)
                     gradients[index] = gradients[index] * ratio
             if self.found_inf is not None:
@@ -129,7 +138,7 @@ def start_momentum(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     return optimizer
 
 
-def build_optimizer(model: nn.Module, arguments: TrainingArguments) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module | Shards, arguments: TrainingArguments) -> torch.optim.Optimizer:
     """Build the optimizer, with vectors (biases and norms) in a second group.
 
     Vectors have no weight decay unless `decay_vectors` is set, and `bias_learning_rate` gives them a learning rate of
@@ -152,5 +161,6 @@ def build_optimizer(model: nn.Module, arguments: TrainingArguments) -> torch.opt
         return start_momentum(torch.optim.SGD(groups, lr=arguments.learning_rate, momentum=0.9, fused=True))
     if arguments.optimizer == "lars":
         groups[1]["adapt"] = arguments.decay_vectors
-        return Lars(groups, lr=arguments.learning_rate)
+        norms = norms_over_ranks if isinstance(model, Shards) else torch._foreach_norm
+        return Lars(groups, lr=arguments.learning_rate, norms=norms)
     raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, not {arguments.optimizer!r}")

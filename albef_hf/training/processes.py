@@ -19,7 +19,8 @@ from .arguments import TrainingArguments
 
 PAGE = "see docs/scaling.md"
 PRECISIONS = ("no", "bf16", "fp16")
-# Switches of `accelerate launch` that would change what a rank holds, in the environment that it sets.
+# Switches of `accelerate launch` that would change what a rank holds, in the environment that it sets. Runs have their
+# own sharding: Accelerate's FSDP splits word embeddings from the head that reads them, and does nothing on a CPU.
 _SHARDING = {
     "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
@@ -76,8 +77,9 @@ def check_launch() -> None:
     for variable, name in _SHARDING.items():
         if os.environ.get(variable, "").lower() == "true":
             raise ValueError(
-                f"`accelerate launch` is set to use {name}, but in these runs every rank holds the whole model: take "
-                f"configs/accelerate/one_node.yaml by --config_file, or `accelerate config` without {name}; {PAGE}"
+                f"`accelerate launch` is set to use {name}, which these runs do not support. To split weights and "
+                "optimizer state over the ranks add --sharding fsdp2 to the run, and start it by --config_file "
+                f"configs/accelerate/one_node.yaml, or after `accelerate config` without {name}; {PAGE}"
             )
     here, devices = _number("LOCAL_WORLD_SIZE"), torch.cuda.device_count()
     if _has_accelerator() and torch.cuda.is_available() and here > devices:
@@ -144,6 +146,18 @@ def settled_precision(arguments: TrainingArguments, say: Callable[[str], None] =
     return chosen
 
 
+def check_sharding(sharding: str | None, precision: str) -> None:
+    """Check what a sharded run cannot do. precision: as `settled_precision` says.
+
+    Raises:
+        ValueError: float16, whose scaling of gradients would need all of them on every rank.
+    """
+    if sharding and precision == "fp16":
+        raise ValueError(
+            f"sharding {sharding} does not go with float16: set mixed_precision to bf16 or no, or leave sharding out"
+        )
+
+
 def _join_after_restart() -> None:
     """After a restart by `torchrun`: meet the other ranks under names of this restart.
 
@@ -179,7 +193,7 @@ def build_accelerator(arguments: TrainingArguments) -> Accelerator:
     `deterministic` holds for the whole process.
 
     Raises:
-        ValueError: the tracker is unknown or not installed; and as `start_processes`.
+        ValueError: the tracker is unknown or not installed; and as `start_processes` and `check_sharding`.
     """
     if arguments.report_to != "none":
         installed = [tracker.value for tracker in get_available_trackers()]
@@ -191,8 +205,10 @@ def build_accelerator(arguments: TrainingArguments) -> Accelerator:
     if arguments.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
         torch.use_deterministic_algorithms(True)
+    precision = settled_precision(arguments)
+    check_sharding(arguments.sharding, precision)
     return start_processes(
-        mixed_precision=settled_precision(arguments),
+        mixed_precision=precision,
         log_with=None if arguments.report_to == "none" else arguments.report_to,
         project_dir=arguments.output_dir,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from .optimization import build_optimizer, learning_rates, scaled_rates, start_m
 from .position import Position, run_length
 from .run_log import TrainingLog
 from .running_statistics import average, running_statistics
+from .sharded_checkpoints import save_shards
+from .sharding import Shards
 from .stopping import StopSignal
 
 
@@ -56,8 +59,15 @@ class RunState:
         self.rates = learning_rates(self.arguments, length.steps_per_epoch, length.total_steps)
         self.schedules = method.schedules(length.steps_per_epoch, length.total_steps)
         method.to(accelerator.device)
-        self.optimizer = build_optimizer(method, self.arguments)
-        self.model, self.prepared = accelerator.prepare(method, self.optimizer)
+        self.shards = Shards(method, accelerator) if arguments.sharding and ranks > 1 else None
+        self.optimizer = build_optimizer(self.shards or method, self.arguments)
+        if self.shards is None:
+            self.model, self.prepared = accelerator.prepare(method, self.optimizer)
+            self.clip = lambda largest: accelerator.clip_grad_norm_(self.model.parameters(), largest)
+        else:  # not for Accelerate to wrap once more
+            self.model = accelerator.prepare_model(method, evaluation_mode=True)
+            self.prepared = accelerator.prepare(self.optimizer)
+            self.clip = self.shards.clip_gradients
         self.method, self.statistics = method, running_statistics(method)
         self.guard = guard(self.method, self.optimizer, accelerator, arguments.spike_deviations)
         self.position = Position(length, batching, data.rows, data.steps_per_epoch * data.batch_size * ranks)
@@ -108,10 +118,19 @@ class RunState:
             self.stop.agree()  # at once: the first one sends what the second one hears
             if self.stop.agreed:
                 return
+        if self.shards is not None and self.saved_step != step:
+            self.save()  # while an evaluation runs, a rank could not save without the others
         self.sums = self.log.state(self.guard.sums)
+        with self.whole_method() as method:
+            self._evaluate(method)
+        self.model.train()
+
+    def _evaluate(self, method: Trainable) -> None:
+        step = self.position.step
+        assert self.evaluate is not None
         try:
             with self.stop.stopping_at_once(lambda: self.save(alone=True)):
-                metrics = self.evaluate(self.method)
+                metrics = self.evaluate(method)
         except SystemExit:
             self.save(alone=True)
             self.accelerator.print(self.how_to_go_on())
@@ -124,9 +143,12 @@ class RunState:
                 if self.stop.asked:
                     raise SystemExit(self.stop.status) from error
         else:
-            self.evaluated(self.method, step, metrics)
+            self.evaluated(method, step, metrics)
             self.log.write_evaluation(step, self.evaluation_name, metrics)
-        self.model.train()
+
+    def whole_method(self) -> AbstractContextManager[Trainable]:
+        """A context that gives the method with all its weights. Entered on all ranks."""
+        return nullcontext(self.method) if self.shards is None else self.shards.gathered()
 
     def how_to_go_on(self) -> str:
         """What to print where the run was asked to stop."""
@@ -135,7 +157,7 @@ class RunState:
         return f"stopped after step {self.position.step}; go on with --resume"
 
     def save(self, alone: bool = False) -> None:
-        """Write a checkpoint. Called on all ranks, of which the main one writes.
+        """Write a checkpoint. Called on all ranks, of which the main one writes; all of a sharded run.
 
         alone: without the other ranks, right after a step that they share; not if its checkpoint is there.
         """
@@ -143,20 +165,25 @@ class RunState:
             return
         if not alone:
             self.sums = self.log.state(self.guard.sums)
-        if self.accelerator.is_main_process:
-            scaler = self.accelerator.scaler
-            progress = {"step": self.position.step, "scaler": scaler and scaler.state_dict()}
-            progress |= {"position": self.position.state(), "guard": self.guard.state(), "log": self.sums}
-            progress |= {"run": self.claim.identity}
-            keep = self.arguments.keep_checkpoints, self.arguments.keep_every
-            save_checkpoint(self.folder / "checkpoints", self.method, self.optimizer, progress, *keep)
+        folder, keep = self.folder / "checkpoints", (self.arguments.keep_checkpoints, self.arguments.keep_every)
+        if self.shards is not None:
+            save_shards(folder, self.shards, self.optimizer, self.progress(), *keep)
+        elif self.accelerator.is_main_process:
+            save_checkpoint(folder, self.method, self.optimizer, self.progress(), *keep)
         self.saved_step = self.position.step
         if not alone:
             self.accelerator.wait_for_everyone()
 
+    def progress(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside tensors, as JSON."""
+        scaler = self.accelerator.scaler
+        progress = {"step": self.position.step, "scaler": scaler and scaler.state_dict()}
+        progress |= {"position": self.position.state(), "guard": self.guard.state(), "log": self.sums}
+        return progress | {"run": self.claim.identity}
+
     def load(self, checkpoint: Path, progress: dict[str, Any]) -> None:
         """Take over the state in a checkpoint, but not the position in the data."""
-        load_checkpoint(checkpoint, self.method, self.optimizer, progress)
+        load_checkpoint(checkpoint, self.shards or self.method, self.optimizer, progress)
         start_momentum(self.optimizer)
         self.position.step = progress["step"]
         self.guard.load_state(progress.get("guard", {}))
