@@ -1,7 +1,7 @@
 """Counting what a training step does: live memory, floating point operations, and bytes that ranks exchange.
 
-`StepCounter` sees every operation that torch dispatches, so it reports what the code does. It works on ordinary tensors,
-and on tensors without data (see `simulation.py`), of which nothing is computed and nothing sent.
+`StepCounter` sees every operation that torch dispatches, so it reports what the code does. It works on ordinary
+tensors, and on tensors without data (see `simulation.py`), of which nothing is computed and nothing sent.
 """
 
 import weakref
@@ -51,6 +51,10 @@ _FUNCTIONAL = {
 }
 _ATTENTION = {"aten::_scaled_dot_product_flash_attention_for_cpu": (0, 4)}
 _ATTENTION |= {f"{name}_backward": (1, 10) for name in _ATTENTION}  # scores are computed again: five products, not two
+# Operations that start nothing on the device.
+_NO_KERNEL = {
+    f"aten::{name}" for name in ("detach", "_unsafe_view", "empty", "empty_like", "new_empty", "promote_types")
+}
 
 
 def size_of(tensors: Iterable[Any]) -> int:
@@ -152,7 +156,7 @@ class StepCounter(TorchDispatchMode):
             self.calls[kind] += 1
 
     def _compute(self, func: Any, name: str, args: Any, kwargs: Any, out: Any) -> None:
-        if func.is_view or name in ("aten::detach", "aten::_unsafe_view"):
+        if func.is_view or not name.startswith("aten::") or name in _NO_KERNEL:
             return
         self.kernels += 1
         if name in _ATTENTION:

@@ -66,8 +66,9 @@ class StepCount:
         return round(2 * (self.ranks - 1) / self.ranks * self.gradients)
 
 
-class _FusedAttention(TorchFunctionMode):
-    """Attention as its fused kernels keep it: queries, keys, values and output, no weights; with dropout on GPUs only."""
+class _Fused(TorchFunctionMode):
+    """Attention as its fused kernels keep it: queries, keys, values and output, no weights; with dropout on GPUs only,
+    where dropout itself is fused, too."""
 
     def __init__(self, dropout: bool) -> None:
         super().__init__()
@@ -76,6 +77,8 @@ class _FusedAttention(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is nn.functional.scaled_dot_product_attention:
             return self._attend(*args, **(kwargs or {}))
+        if func is torch.dropout and self.dropout:  # keeps a mask of bytes
+            return torch.native_dropout(*args, **(kwargs or {}))[0]
         return func(*args, **(kwargs or {}))
 
     def _attend(
@@ -179,7 +182,7 @@ def _stand_in(
 
     def clip(parameters: Any, norm: float) -> torch.Tensor:
         counter.phase = "optimizer"
-        return nn.utils.clip_grad_norm_(parameters, norm)
+        return nn.utils.clip_grad_norm_(parameters, norm, foreach=True)  # as on GPUs
 
     def batches() -> Iterator[dict[str, Any]]:
         for _ in range(steps):
@@ -214,9 +217,7 @@ def _stand_in(
         guard=guard,
         position=SimpleNamespace(step=0, shift=0, length=SimpleNamespace(total_steps=total)),
         stop=SimpleNamespace(group=None, agreed=False),
-        arguments=SimpleNamespace(
-            accumulation=accumulation, seed=0, max_gradient_norm=arguments.max_gradient_norm
-        ),
+        arguments=SimpleNamespace(accumulation=accumulation, seed=0, max_gradient_norm=arguments.max_gradient_norm),
         data=SimpleNamespace(batch_size=arguments.batch_size, to_device=to_device),
         batches=batches,
         evaluate_if_due=lambda resumed=False: None,
@@ -254,7 +255,7 @@ def simulate(
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         counter = stack.enter_context(StepCounter(ranks, simulated=True))
-        stack.enter_context(_FusedAttention(dropout=gpu))
+        stack.enter_context(_Fused(dropout=gpu))
         own = without_data(method)
         if gpu:
             _synchronize_as_on_gpus(own)
