@@ -7,6 +7,7 @@ tensors, and on tensors without data (see `simulation.py`), of which nothing is 
 import weakref
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -68,7 +69,8 @@ class StepCounter(TorchDispatchMode):
 
     Args:
         ranks: that exchange; 1: nothing is sent.
-        simulated: collectives are counted and not made, and where the host reads a number it reads `answer`.
+        simulated: collectives are counted and not made, and where the host reads a truth value it
+            reads `answer`, and where it reads an integer, `whole`.
 
     Attributes:
         live: bytes of the tensors that are alive, of those made or shown to `track` while this counts. peak: its
@@ -82,9 +84,10 @@ class StepCounter(TorchDispatchMode):
 
     def __init__(self, ranks: int = 1, simulated: bool = False) -> None:
         super().__init__()
-        self.ranks, self.simulated, self.answer = ranks, simulated, 0.0
+        self.ranks, self.simulated, self.answer, self.whole = ranks, simulated, False, 0
         self.live, self.gradients, self.phase = 0, 0, ""
         self._storages: dict[int, Any] = {}
+        self._any = 0  # the last result of `any`, which is False: nothing is wrong anywhere
         self.reset()
 
     def reset(self) -> None:
@@ -105,12 +108,12 @@ class StepCounter(TorchDispatchMode):
             if key in self._storages:
                 continue
             size = -(-storage.nbytes() // BLOCK) * BLOCK
-            self._storages[key] = weakref.ref(storage, lambda _, key=key, size=size: self._freed(key, size))
+            self._storages[key] = weakref.ref(storage, partial(self._freed, key, size))
             self.live += size
         if self.live > self.peak:
             self.peak, self.at_peak = self.live, (self.gradients, self.phase)
 
-    def _freed(self, key: int, size: int) -> None:
+    def _freed(self, key: int, size: int, _: Any) -> None:
         self._storages.pop(key, None)
         self.live -= size
 
@@ -143,10 +146,15 @@ class StepCounter(TorchDispatchMode):
             self._exchange(_FUNCTIONAL.get(short, ""), 0, args)
         elif name == "aten::_local_scalar_dense" and self.simulated:
             kind = args[0].dtype
-            return bool(self.answer) if kind == torch.bool else self.answer if kind.is_floating_point else 0
+            answer = self.answer and args[0].untyped_storage()._cdata != self._any
+            return answer if kind == torch.bool else 0.0 if kind.is_floating_point else self.whole
         out = func(*args, **kwargs)
         self._compute(func, name, args, kwargs, out)
         self.track(tree_leaves(out))
+        if name == "aten::any":
+            self._any = out.untyped_storage()._cdata
+        elif torch.is_tensor(out) and out.untyped_storage()._cdata == self._any:  # its place in memory is taken
+            self._any = 0
         return out
 
     def _exchange(self, kind: str, index: int, args: Any) -> None:

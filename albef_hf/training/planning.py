@@ -82,8 +82,8 @@ def step_seconds(count: StepCount, cluster: Cluster) -> dict[str, float]:
     """Seconds of an optimizer step by the stated model, and of its parts.
 
     Computing takes operations / (peak x utilization) and bytes / (bandwidth of the memory x its share), but no less
-    than what Python needs to start all operations. Gradients are summed during the backward pass; what takes longer than this pass, and
-    everything else that is exchanged, adds to the step.
+    than what Python needs to start all operations. Gradients are summed during the backward pass; what takes longer
+    than this pass, and everything else that is exchanged, adds to the step.
     """
     device = DEVICES[cluster.gpu]
     rates = {kind: 1e12 * UTILIZATION[kind] * peak for kind, peak in device.tflops.items()}

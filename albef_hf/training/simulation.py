@@ -124,7 +124,7 @@ def _synchronize_as_on_gpus(method: nn.Module) -> None:
                 synchronized = _Synchronized.apply(features) if own.training and world_size() > 1 else features
                 return _BatchNorm.forward(own, synchronized)
 
-            module.forward = forward  # type: ignore[method-assign]
+            module.forward = forward  # type: ignore[method-assign,assignment]
 
 
 def without_data(method: Trainable) -> Trainable:
@@ -135,6 +135,9 @@ def without_data(method: Trainable) -> Trainable:
         memo[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
     for buffer in method.buffers():
         memo[id(buffer)] = torch.empty_strided(buffer.shape, buffer.stride(), dtype=buffer.dtype)
+    for value in (value for module in method.modules() for value in vars(module).values()):
+        if torch.is_tensor(value):
+            memo[id(value)] = torch.empty(value.shape, dtype=value.dtype)
     return copy.deepcopy(method, memo)
 
 
@@ -207,9 +210,9 @@ def _stand_in(
         reduce=lambda value, how: mean_over_ranks(value),
     )
     optimizer = build_optimizer(method, arguments)
-    counter.answer = 1.0  # all buffers are finite
+    answer, counter.answer = counter.answer, True  # all buffers are finite
     guard = StepGuard(method, optimizer, accelerator, arguments.spike_deviations)  # type: ignore[arg-type]
-    counter.answer = 0.0
+    counter.answer = answer
     return SimpleNamespace(
         method=method,
         model=_Model(method, arguments.mixed_precision or "no", counter),
@@ -249,12 +252,22 @@ def simulate(
     Raises:
         ValueError: this process is one of another number of ranks.
     """
-    gpu = device != "cpu"
+    try:
+        return _simulate(method, batch, arguments, ranks, device != "cpu", answer=False)
+    except ValueError:  # a check of values, of which there are none
+        return _simulate(method, batch, arguments, ranks, device != "cpu", answer=True)
+
+
+def _simulate(
+    method: Trainable, batch: Mapping[str, Any], arguments: TrainingArguments, ranks: int, gpu: bool, answer: bool
+) -> StepCount:
+    """answer: to whatever the host asks of values on the device. Integers it reads are the number of rows."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(_process_group(ranks))
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         counter = stack.enter_context(StepCounter(ranks, simulated=True))
+        counter.answer, counter.whole = answer, max(len(v) for v in batch.values() if torch.is_tensor(v))
         stack.enter_context(_Fused(dropout=gpu))
         own = without_data(method)
         if gpu:
