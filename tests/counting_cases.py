@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 import torch
-from helpers import tiny_batch, tiny_model
+from helpers import shallow_model, tiny_batch
 from ssl_helpers import tiny_method, views_of
 
 from albef_hf.gathering import mean_over_ranks
@@ -19,7 +19,9 @@ CASES = ["albef", "albef_gathered", *METHODS]
 def method_of(case):
     if case in METHODS:
         return tiny_method(case).train()
-    return tiny_model(gather_negatives=case == "albef_gathered").train()
+    model = shallow_model()
+    model.config.gather_negatives = case == "albef_gathered"
+    return model.train()
 
 
 def training_batch(case):
