@@ -17,10 +17,8 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from albef_hf import (
-
     AlbefForQuestionAnswering,
     AlbefForTextAssignment,
-
 )
 from albef_hf.training.arguments import ModelArguments, TrainingArguments
 from albef_hf.training.counting import StepCounter

@@ -272,7 +272,6 @@ def _simulate(
         own = without_data(method)
         if gpu:
             _synchronize_as_on_gpus(own)
-        counter.track([*own.parameters(), *own.buffers()])
         counter.follow_gradients(own.parameters())
         given = {name: torch.empty(v.shape, dtype=v.dtype) if torch.is_tensor(v) else v for name, v in batch.items()}
         outside = size_of(given.values())  # those that the loop copies to the device are counted
