@@ -4,45 +4,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from matplotlib.figure import Figure
-from torch import nn
 
 from ..processing_albef import AlbefProcessor
+from ..trainable import Trainable
+from .arguments import TrainingArguments
+from .simulation import simulate
 
 SHOWN = 16
 
 
-def activation_bytes(method: nn.Module, batch: dict[str, Any]) -> int:
-    """Bytes that a forward pass keeps for the backward pass, without parameters and buffers."""
-    permanent = {p.untyped_storage().data_ptr() for p in (*method.parameters(), *method.buffers())}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in permanent:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = method.train()(**batch)
-        total = sum(kept.values())
-    del output
-    return total
-
-
-def describe_memory(method: nn.Module, batch: dict[str, Any]) -> str:
-    """An estimate of the memory of a step on one device, as text.
-
-    It counts weights, momentum copies and queues; gradients and AdamW's moments in float32; and the activations of
-    this batch. These are measured in a forward pass on the CPU in float32; bf16 would halve most of them.
-    """
-    weights = sum(t.untyped_storage().nbytes() for t in (*method.parameters(), *method.buffers()))
-    training = sum(3 * 4 * p.numel() for p in method.parameters() if p.requires_grad)
-    activations = activation_bytes(method, batch)
-    parts = {"weights and queues": weights, "gradients and optimizer": training, "activations": activations}
-    listed = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items())
-    count = len(next(iter(batch.values())))
-    return f"about {sum(parts.values()) / 2**30:.2f} GiB at {count} samples ({listed})"
+def describe_memory(
+    method: Trainable, batch: dict[str, Any], arguments: TrainingArguments, accelerator: Accelerator
+) -> str:
+    """The memory of a step on one device, as text: counted in steps of this method without data, with this batch's
+    shapes, at the precision and on the number of ranks of the run (see `simulation.simulate`)."""
+    count = simulate(method, batch, arguments, ranks=accelerator.num_processes, device=accelerator.device.type)
+    listed = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in count.memory.items())
+    samples = len(next(iter(batch.values())))
+    return f"about {count.peak / 2**30:.2f} GiB at {samples} samples, in the {count.phase} ({listed})"
 
 
 def draw_first_batch(batch: dict[str, Any], processor: AlbefProcessor, path: Path) -> Path:

@@ -76,7 +76,7 @@ def build_vision_backbone(arguments: ModelArguments, trained: bool = True) -> Vi
 
 
 # Fields of AlbefConfig about training, for the arguments to set. The others describe the weights of a checkpoint.
-_RECIPE = [
+RECIPE = [
     "queue_size",
     "momentum",
     "temperature_minimum",
@@ -109,7 +109,7 @@ def build_albef(arguments: ModelArguments) -> tuple[AlbefForPreTraining, AlbefPr
     text_fields = {"bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id} | text_fields
     text_fields.setdefault("pad_token_id", tokenizer.pad_token_id)
     vision, source = vision_fields(arguments)
-    shared = (*_RECIPE, "vision_pooling", "projection_dim", "temperature")
+    shared = (*RECIPE, "vision_pooling", "projection_dim", "temperature")
     with checked_fields("text_config"):
         text_config = AlbefTextConfig(**text_fields)
     config = AlbefConfig(
@@ -214,7 +214,7 @@ def _load_task_model(
         )
     try:
         config = AlbefConfig.from_pretrained(path)
-        for name in _RECIPE:
+        for name in RECIPE:
             setattr(config, name, getattr(arguments, name))
         _name_classes(config, classes)
         model, report = model_class.from_pretrained(path, config=config, output_loading_info=True)

@@ -79,7 +79,7 @@ def launch(
     groups = (model_arguments, data_arguments, arguments, *others)
     folder = Path(arguments.output_dir)
     if arguments.dry_run:
-        _show(_build(run_class, groups, arguments, accelerator)[0], folder, accelerator, arguments)
+        _show(_build(run_class, groups, arguments, accelerator)[0], arguments, accelerator)
         return
     with claim(folder, arguments.resume, arguments.overwrite, accelerator) as claimed:
         run, length = _build(run_class, groups, arguments, accelerator)
@@ -132,16 +132,15 @@ def _build(
     return run, length
 
 
-def _show(run: Run, folder: Path, accelerator: Accelerator, arguments: TrainingArguments) -> None:
+def _show(run: Run, arguments: TrainingArguments, accelerator: Accelerator) -> None:
     """Draw the first batch, and print the memory of a step."""
     if accelerator.is_main_process:
         batch = next(run.data.batches())
         batch.pop("rejected")
-        print(f"first batch: {run.draw(batch, folder / 'first_batch.png')}")
+        print(f"first batch: {run.draw(batch, Path(arguments.output_dir) / 'first_batch.png')}")
+        batch = run.data.to_device(batch, torch.device("cpu"))
         unsplit = ", without sharding" if arguments.sharding else ""
-        print(
-            f"memory of a step{unsplit}: {describe_memory(run.method, run.data.to_device(batch, torch.device('cpu')))}"
-        )
+        print(f"memory of a step{unsplit}: {describe_memory(run.method, batch, arguments, accelerator)}")
 
 
 @contextmanager

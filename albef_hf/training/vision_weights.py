@@ -34,11 +34,16 @@ def set_image_size(fields: dict[str, Any], size: int) -> None:
         fields["image_size"] = size if isinstance(default, int) else [size, size]
 
 
+def vision_part(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The configuration of the image encoder of a model for images and texts; another model is one itself."""
+    parts = (getattr(config, name, None) for name in _VISION_PARTS)
+    return next((part for part in parts if isinstance(part, PreTrainedConfig)), config)
+
+
 def _vision_part(model: PreTrainedModel) -> tuple[str, PreTrainedModel]:
     """The image encoder of a model for images and texts, and its name there; another model is one itself."""
-    parts = [getattr(model.config, name, None) for name in _VISION_PARTS]
-    part = next((config for config in parts if isinstance(config, PreTrainedConfig)), None)
-    if part is None:
+    part = vision_part(model.config)
+    if part is model.config:
         return "", model
     for name, module in model.named_modules():
         if name and isinstance(module, PreTrainedModel) and type(module.config) is type(part):
