@@ -183,7 +183,7 @@ def test_rows_without_an_id_are_alone_and_ids_of_two_sets_differ(tmp_path, strea
         rows = load_corpus(
             str(tmp_path / f"{name}.parquet"), caption_column="text", id_column="id", streaming=streaming
         )
-        groups.append([row["group"] for row in (rows.rows(seed=0) if streaming else rows)])
+        groups.append([row["group"] for row in rows])
     assert all(first == last and len({first, *alone}) == 4 for first, *alone, last in groups)
     assert not set(groups[0]) & set(groups[1])
 
@@ -407,7 +407,7 @@ def test_archives(tmp_path, name, column, streaming):
     path = archive(tmp_path / name, pairs(6, endings=("jpg", "png", "webp")))
     options = {"image_column": "jpg;png;webp", "caption_column": column, "streaming": streaming}
     rows = load_corpus(str(path), **options)
-    rows = list(rows.rows(seed=0)) if streaming else list(rows)
+    rows = list(rows)
     assert [texts_of(row["captions"]) for row in rows] == [[f"thing {n}"] for n in range(6)]
     assert [row["image"]["bytes"] for row in rows] == [picture(n) for n in range(6)]
 
@@ -610,7 +610,7 @@ def test_a_folder_may_be_relative(written, streaming, tmp_path, monkeypatch):
 
     def rows(**options):
         loaded = load_corpus(written, streaming=streaming, **options)
-        return [row["image"] for row in (loaded.rows(0) if streaming else loaded)]
+        return [row["image"] for row in loaded]
 
     wanted = [(tmp_path / "pictures" / name).resolve() for name in ("cat/1.png", "dog/2.png")]
     assert [Path(path).resolve() for path in rows(caption_column=None, label_column="label")] == wanted

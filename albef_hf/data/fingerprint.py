@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from .batches import TrainingData
+from .corpora import ORDER
+from .streaming import CorpusStream
 
 ROWS = 16  # looked at in each data set
 _IDS = ("group", "image_id")  # where none is given, made of the data set's name and the row or its picture
@@ -35,20 +37,23 @@ def _digest(value: Any, into: "hashlib._Hash") -> None:
 
 
 def data_fingerprint(data: TrainingData) -> dict[str, Any]:
-    """The size of the data and a digest of rows spread over them. It does not depend on where the files lie.
+    """The size of the data, their order, and a digest of rows spread over them. It does not depend on where the files
+    lie.
 
-    Returns: `rows`: samples in an epoch; `digest`: hexadecimal, None for streams, which have no row numbers.
+    Returns: `rows`: samples in an epoch; `order`: how rows are ordered, where the data are streams with the rows that
+        are shuffled together; `digest`: hexadecimal.
     """
     corpus = data.samples.corpus
-    if corpus is None:
-        return {"rows": data.rows, "digest": None}
+    order = [ORDER, *(part.window for part in corpus.parts if isinstance(part, CorpusStream))]
     into = hashlib.sha256()
     for part, name, count in zip(corpus.parts, corpus.names, corpus.counts, strict=True):
         _digest((len(part), int(count), list(part.column_names)), into)
+        if isinstance(part, CorpusStream):
+            _digest(part.shards.chunks.tobytes(), into)
         for number in range(ROWS):
             row = part[number * (len(part) - 1) // (ROWS - 1)]
             own = {
                 key: str(value).removeprefix(f"{name}:").removeprefix("=") for key, value in row.items() if key in _IDS
             }
             _digest({**row, **own}, into)
-    return {"rows": data.rows, "digest": into.hexdigest()}
+    return {"rows": data.rows, "order": order, "digest": into.hexdigest()}
