@@ -22,8 +22,8 @@ class WindowedOrder:
 
     The chunks of the data are put one after the other in an order that is new in each pass, and this sequence is cut
     into equal *lanes*. Positions go round the lanes, a few samples from each; the rows of a lane are shuffled in
-    blocks of consecutive ones. So a window of samples comes from one block of each lane. Since a lane always has the same
-    places of a round, ranks and workers whose batches fit into it read their own lanes alone.
+    blocks of consecutive ones. So a window of samples comes from one block of each lane. Since a lane always has the
+    same places of a round, ranks and workers whose batches fit into it read their own lanes alone.
 
     Args:
         chunks: (chunks,) their rows.
