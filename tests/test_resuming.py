@@ -171,6 +171,13 @@ def test_what_may_change_is_listed_and_what_may_not_is_refused_by_name():
             compare_settings(identity(streaming_window=4), identity(**{"streaming_window": 4} | wrong))
 
 
+def test_a_run_in_the_order_of_an_older_version_is_refused_with_that_version():
+    before = identity() | {"data": {"rows": 9, "digest": "0"}, "versions": {"albef-hf": "0.9"}}
+    now = identity() | {"data": {"rows": 9, "digest": "0", "order": [2]}}
+    with pytest.raises(ValueError, match=r"puts the rows of the data in another order.*that version \(0.9\)"):
+        compare_settings(before, now)
+
+
 def test_other_versions_of_packages_are_listed():
     newer = identity() | {"versions": {"torch": "2", "timm": "1"}}
     assert compare_settings(identity(), newer) == {"version of torch": ("1", "2")}
@@ -242,13 +249,13 @@ class Masks:
     """Samples that say which signals their process blocks."""
 
     def __init__(self) -> None:
-        self.corpus = self
+        self.corpus, self.samples = self, 2
 
     def __len__(self) -> int:
         return 2
 
-    def order(self, seed, epoch):
-        return [0, 1]
+    def rows_at(self, seed, epoch, positions):
+        return positions
 
     def __getitem__(self, key):
         return signal.pthread_sigmask(signal.SIG_BLOCK, [])

@@ -121,7 +121,7 @@ def open_dataset(
                 raise ValueError(_nothing_in(path, listing.left_out))
             files = choose_tables(path, listing.tables, split)
             return _open_files(dataset, files, path, columns, options, streaming, optional)
-        elif is_pattern(dataset) or path.is_file() or _is_path(dataset):
+        elif is_pattern(dataset) or path.is_file() or (_is_path(dataset) and not path.is_dir()):
             if not is_pattern(dataset) and not path.suffix and not path.is_file():
                 raise missing("folder", dataset, path)
             files = find_files(dataset)

@@ -9,9 +9,6 @@ FIXED = {
     "queue_size", "tokenizer", "seed", "optimizer", "decay_vectors", "task", "answer_list", "answers",
 }  # fmt: skip
 
-# The batch that the run goes on with: it goes on from the same sample of the same epoch.
-BATCH = {"batch_size", "accumulation", "ranks"}
-
 # Where the data are and how they are read: free as long as the rows are the same.
 DATA = {
     "dataset", "dataset_options", "mixture", "split", "revision", "image_column", "caption_column", "id_column",
