@@ -23,8 +23,6 @@ from albef_hf.data.sources import load_corpus
 from albef_hf.inference.index_files import picture_dataset
 from albef_hf.tasks import TASKS
 
-pytestmark = pytest.mark.usefixtures("no_pauses")
-
 
 def write(folder: Path, *names: str) -> Path:
     for number, name in enumerate(names):

@@ -9,14 +9,13 @@ import datasets
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from data_helpers import parquet_of, picture, table_of
 
 from albef_hf.data.arguments import DataArguments
 from albef_hf.data.loading import build_training_data
 from albef_hf.data.shards import rows_of_files
 from albef_hf.data.streaming import WindowedOrder
-
-pytestmark = pytest.mark.usefixtures("no_pauses")
 
 
 def mixture_of(tmp_path, **weights) -> dict:
@@ -283,6 +282,44 @@ def test_rows_are_counted_once_and_again_where_a_file_changed(tmp_path, monkeypa
     (record,) = (tmp_path / "cache" / "rows_of_files").iterdir()
     record.write_text("{")
     assert rows_of_files(names, "texts", count)[1] == [18, 1] and len(counted) == 5
+
+
+def ranks_count(rank: int, folder: str) -> None:
+    """Two ranks count four files, of which one is damaged in the second round; each writes what it was told."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    datasets.config.HF_DATASETS_CACHE = Path(folder) / f"cache-{rank}"
+    names = [f"{folder}/{name}" for name in "abcd"]
+    counted = []
+
+    def count(name):
+        if Path(name).read_text() == "damaged":
+            raise ValueError(f"{name} is damaged")
+        counted.append(name[-1])
+        return [len(Path(name).read_text())]
+
+    told = [str(rows_of_files(names, "texts", count))]
+    dist.barrier()
+    Path(folder, "b").write_text("damaged")
+    dist.barrier()
+    for files in (names, names if rank == 0 else names[:3]):
+        try:
+            rows_of_files(files, "texts", count)
+        except ValueError as error:
+            told.append(str(error))
+        Path(folder, "b").write_text("bb")
+        dist.barrier()
+    Path(folder, f"told-{rank}").write_text("\n".join([*told, "".join(counted[:2])]))
+
+
+def test_ranks_count_rows_together_and_all_hear_of_a_damaged_file(tmp_path):
+    for number, name in enumerate("abcd"):
+        (tmp_path / name).write_text("x" * number + "x")
+    torch.multiprocessing.start_processes(ranks_count, (str(tmp_path),), nprocs=2, start_method="fork")
+    one, other = [(tmp_path / f"told-{rank}").read_text().splitlines() for rank in range(2)]
+    assert one[0] == other[0] == "[[1], [2], [3], [4]]"
+    assert one[1] == other[1] == f"{tmp_path}/b is damaged"
+    assert one[2] == other[2] and one[2].startswith("rank 1 sees other files than rank 0: 3, not 4")
+    assert (one[3], other[3]) == ("ac", "bd")
 
 
 def test_a_zipped_archive_is_streamed(tmp_path, processor):

@@ -36,6 +36,15 @@ def _digest(value: Any, into: "hashlib._Hash") -> None:
         into.update(f"{type(value).__name__} {value!r};".encode())
 
 
+def _looked_at(part: Any) -> list[int]:
+    """Rows spread over a data set, or over the first and last chunk of a stream, which may be archives."""
+    if not isinstance(part, CorpusStream):
+        return [number * (len(part) - 1) // (ROWS - 1) for number in range(ROWS)]
+    half = ROWS // 2
+    spread = [(start, int(part.shards.chunks[at])) for at, start in ((0, 0), (-1, len(part) - part.shards.chunks[-1]))]
+    return [int(start) + number * (size - 1) // (half - 1) for start, size in spread for number in range(half)]
+
+
 def data_fingerprint(data: TrainingData) -> dict[str, Any]:
     """The size of the data, their order, and a digest of rows spread over them. It does not depend on where the files
     lie.
@@ -50,8 +59,8 @@ def data_fingerprint(data: TrainingData) -> dict[str, Any]:
         _digest((len(part), int(count), list(part.column_names)), into)
         if isinstance(part, CorpusStream):
             _digest(part.shards.chunks.tobytes(), into)
-        for number in range(ROWS):
-            row = part[number * (len(part) - 1) // (ROWS - 1)]
+        for number in _looked_at(part):
+            row = part[number]
             own = {
                 key: str(value).removeprefix(f"{name}:").removeprefix("=") for key, value in row.items() if key in _IDS
             }

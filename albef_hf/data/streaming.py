@@ -93,8 +93,9 @@ class CorpusStream:
 
     def __post_init__(self) -> None:
         self.shuffle_within(self.window)
-        if len(self) and "captions" in self.columns:
-            check_texts(self.dataset, self.columns["captions"], None, [self[0]["captions"]])
+        first = self[0] if len(self) else {}
+        if "captions" in first:
+            check_texts(self.dataset, self.columns["captions"], None, [first["captions"]])
 
     def shuffle_within(self, window: int) -> None:
         """Set how many rows are shuffled together."""
