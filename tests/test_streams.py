@@ -13,6 +13,8 @@ import torch.distributed as dist
 from data_helpers import parquet_of, picture, table_of
 
 from albef_hf.data.arguments import DataArguments
+from albef_hf.data.corpora import ORDER
+from albef_hf.data.fingerprint import data_fingerprint
 from albef_hf.data.loading import build_training_data
 from albef_hf.data.shards import rows_of_files
 from albef_hf.data.streaming import WindowedOrder
@@ -112,7 +114,9 @@ def test_ranks_share_a_stream(tmp_path, processor):
 
 def test_a_mixture_of_streams_has_its_weights_and_repeats_no_row_early(tmp_path, processor):
     arguments = DataArguments(**mixture_of(tmp_path, a=1.0, b=3.0), streaming=True, streaming_window=8)
-    epochs = rows_of_epochs(build_training_data(arguments, processor, batch_size=4, seed=0), 3)
+    data = build_training_data(arguments, processor, batch_size=4, seed=0)
+    assert [part.window for part in data.samples.corpus.parts] == [2, 6]
+    epochs = rows_of_epochs(data, 3)
     for rows in epochs:
         assert sorted(rows.count(row) for row in range(12, 16)) == [3, 3, 3, 3]
     assert sorted(row for rows in epochs for row in rows if row < 12) == list(range(12))
@@ -242,6 +246,20 @@ def test_an_epoch_reads_every_row_once(tmp_path, processor):
     assert 1000 <= shards.rows_read - before <= 1000 + 4 * GROUP  # where a lane ends, two read of one row group
 
 
+def test_what_orders_the_rows_is_part_of_what_a_run_remembers(tmp_path, processor):
+    arguments = shards_of(tmp_path, "parquet", (60, 20))
+    before = data_fingerprint(data_of(processor, arguments, 8))
+    assert before == data_fingerprint(data_of(processor, arguments, 4, 1, 2)) and before["order"] == [ORDER, 256]
+    for path in tmp_path.glob("*.parquet"):
+        path.rename(path.with_name(f"moved-{path.name}"))
+    moved = arguments | {"dataset": str(tmp_path / "moved-*.parquet")}
+    assert before == data_fingerprint(data_of(processor, moved, 8))
+    for changed in ({"streaming_window": 64}, {"streaming": False}, {"streaming_rows": 79}):
+        assert before != data_fingerprint(data_of(processor, moved | changed, 8))
+    arguments = shards_of(tmp_path, "parquet", (40, 40))
+    assert before != data_fingerprint(data_of(processor, arguments, 8))
+
+
 def test_workers_read_and_the_main_process_does_not(tmp_path, processor):
     data = data_of(processor, shards_of(tmp_path, "parquet"), 8, workers=2)
     shards = data.samples.corpus.parts[0].shards
@@ -359,6 +377,8 @@ def test_bad_rows_of_a_stream_are_replaced(tmp_path, processor):
     rejected = sum((batch["rejected"] for batch in batches), [])
     assert [(entry["row"] is not None, entry["source"]) for entry in rejected] == [(True, path)] * len(rejected)
     assert len(rejected) >= 1 and all(len(batch["input_ids"]) == 4 for batch in batches)
+    other = streamed(tmp_path, processor, dataset=path, streaming_rows=0, rank=1, world_size=2)
+    assert torch.equal(next(other.batches())["pixel_values"], batches[1]["pixel_values"])
 
 
 def test_a_wrong_column_of_a_stream_is_named(tmp_path, processor):
