@@ -29,7 +29,7 @@ class TwoViewSamples(Samples):
 
     def __init__(
         self,
-        corpus: Corpora | None,
+        corpus: Corpora,
         recipes: tuple[ViewRecipe, ViewRecipe],
         size: int,
         channels: int,

@@ -21,14 +21,6 @@ def not_deterministic_by_accident():
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.fixture
-def no_pauses(monkeypatch):
-    """Without the five seconds that `datasets` waits after each Parquet stream for its threads (arrow 45214)."""
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
-
-
 @pytest.fixture(scope="session")
 def processor():
     """A processor with BERT's English vocabulary, for pictures of 32 pixels."""

@@ -13,8 +13,6 @@ from ssl_methods.bands import Bands, displayed, read_picture
 from ssl_methods.data import build_two_view_data
 from ssl_methods.pictures import load_pictures, pixel_statistics
 
-pytestmark = pytest.mark.usefixtures("no_pauses")
-
 
 def cube(channels: int, kind=np.uint16, seed: int = 0) -> np.ndarray:
     return (

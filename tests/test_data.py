@@ -21,8 +21,6 @@ from albef_hf.data.sources import load_corpus
 from albef_hf.tasks import TASKS
 from albef_hf.tasks.batches import build_task_data
 
-pytestmark = pytest.mark.usefixtures("no_pauses")
-
 
 @pytest.fixture(scope="module")
 def processor():

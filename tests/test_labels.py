@@ -14,7 +14,6 @@ from albef_hf.data.sources import load_corpus
 from albef_hf.evaluation.probes import knn_accuracy
 from ssl_methods.pictures import load_pictures
 
-pytestmark = pytest.mark.usefixtures("no_pauses")
 COLORS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
 
 

@@ -157,23 +157,30 @@ def identity(**changes):
 
 
 def test_what_may_change_is_listed_and_what_may_not_is_refused_by_name():
-    assert compare_settings(identity(), identity(learning_rate=0.2, resume=True, dataset="b"), False) == {
+    assert compare_settings(identity(), identity(learning_rate=0.2, resume=True, dataset="b")) == {
         "learning_rate": (0.1, 0.2),
         "dataset": ("a", "b"),
     }
-    assert compare_settings(identity(), identity(batch_size=4), False) == {"batch_size": (8, 4)}
-    for wrong, streaming, named in (
-        ({"seed": 2}, False, "seed: 1 before, 2 now"),
-        ({"rows": 10}, False, "the rows of the data"),
-        ({"batch_size": 4}, True, "batch_size: 8 before, 4 now"),
+    assert compare_settings(identity(), identity(batch_size=4)) == {"batch_size": (8, 4)}
+    for wrong, named in (
+        ({"seed": 2}, "seed: 1 before, 2 now"),
+        ({"rows": 10}, "the rows of the data"),
+        ({"rows": 10, "streaming_window": 8}, "streaming_window: 4 before, 8 now"),
     ):
         with pytest.raises(ValueError, match=named):
-            compare_settings(identity(), identity(**wrong), streaming)
+            compare_settings(identity(streaming_window=4), identity(**{"streaming_window": 4} | wrong))
+
+
+def test_a_run_in_the_order_of_an_older_version_is_refused_with_that_version():
+    before = identity() | {"data": {"rows": 9, "digest": "0"}, "versions": {"albef-hf": "0.9"}}
+    now = identity() | {"data": {"rows": 9, "digest": "0", "order": [2]}}
+    with pytest.raises(ValueError, match=r"puts the rows of the data in another order.*that version \(0.9\)"):
+        compare_settings(before, now)
 
 
 def test_other_versions_of_packages_are_listed():
     newer = identity() | {"versions": {"torch": "2", "timm": "1"}}
-    assert compare_settings(identity(), newer, False) == {"version of torch": ("1", "2")}
+    assert compare_settings(identity(), newer) == {"version of torch": ("1", "2")}
 
 
 def test_a_run_is_as_long_as_its_epochs_or_its_steps():
@@ -242,13 +249,13 @@ class Masks:
     """Samples that say which signals their process blocks."""
 
     def __init__(self) -> None:
-        self.corpus = self
+        self.corpus, self.samples = self, 2
 
     def __len__(self) -> int:
         return 2
 
-    def order(self, seed, epoch):
-        return [0, 1]
+    def rows_at(self, seed, epoch, positions):
+        return positions
 
     def __getitem__(self, key):
         return signal.pthread_sigmask(signal.SIG_BLOCK, [])

@@ -11,7 +11,6 @@ from albef_hf.data.vocabulary import check_vocabulary, sampled_captions
 from albef_hf.tasks import TASKS
 from albef_hf.tasks.batches import sampled_texts
 
-pytestmark = pytest.mark.usefixtures("no_pauses")
 UNKNOWN = "\U0001f9ff"
 
 

@@ -116,7 +116,7 @@ def reload(bench: Bench) -> Group:
 
 
 def other_samples(bench: Bench, drawn: list[str]) -> list[str]:
-    """What is wrong with the samples that a run drew which went on from the middle; empty for streams."""
+    """What is wrong with the samples that a run drew which went on from the middle."""
     values, ranks = settings(bench), bench.recipe.ranks
     step = step_of(saved_checkpoints(bench.middle / "checkpoints")[-1])
     used = step * values["batch_size"] * values["accumulation"] * ranks

@@ -1,7 +1,11 @@
 """Rows from tar and zip archives, in the form of WebDataset: files that differ in their ending only are one row."""
 
+import functools
+import gzip
 import json
+import shutil
 import tarfile
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +17,7 @@ import datasets
 from .columns import missing_column
 from .fields import NotText, field_of, parse_json, texts_of
 from .files import PICTURE_ENDINGS, UNREADABLE, BadRow, unreadable
+from .shards import Kept, Shards, rows_of_files
 
 MAX_TEXT_BYTES = 1_000_000
 _FORM = 1  # of the rows that `datasets` keeps: to be raised when `read_archives` makes others of the same files
@@ -44,11 +49,26 @@ def parse_field(name: str, column: str) -> Field:
     return Field(column, tuple(part.strip().lower().lstrip(".") for part in name.split(";") if part.strip()), ())
 
 
-@dataclass
+@dataclass(slots=True)
 class _Member:
     name: str
     size: int
     read: Callable[[], bytes]
+
+
+def _reader_of(archive: tarfile.TarFile, info: tarfile.TarInfo) -> Callable[[], bytes]:
+    """What reads a file, without what else tar says of it where that is possible: there may be millions."""
+    if info.issparse():
+        return lambda: archive.extractfile(info).read()  # type: ignore[union-attr]
+    return functools.partial(_read_at, archive.fileobj, info.offset_data, info.size)
+
+
+def _read_at(handle: Any, offset: int, size: int) -> bytes:
+    handle.seek(offset)
+    data = handle.read(size)
+    if len(data) < size:
+        raise tarfile.ReadError("unexpected end of data")
+    return data
 
 
 def _members(archive: Any) -> list[_Member]:
@@ -61,9 +81,7 @@ def _members(archive: Any) -> list[_Member]:
         ]
     else:
         found = [
-            _Member(info.name, info.size, lambda info=info: archive.extractfile(info).read())  # type: ignore[misc]
-            for info in archive.getmembers()
-            if info.isfile()
+            _Member(info.name, info.size, _reader_of(archive, info)) for info in archive.getmembers() if info.isfile()
         ]
     return [member for member in found if not any(part.startswith((".", "__MACOSX")) for part in _parts(member.name))]
 
@@ -125,25 +143,26 @@ def _value(field: Field, row: Mapping[str, _Member], shard: str) -> Any:
     return value if value is None or isinstance(value, str) else json.dumps(value)
 
 
-def read_archives(shards: Sequence[str], fields: Sequence[Field], strict: bool, **_: Any) -> Iterator[dict[str, Any]]:
-    """The rows of archives, one after the other.
+def _rows(shard: str, archive: Any, fields: Sequence[Field]) -> list[dict[str, _Member]]:
+    members = _members(archive)
+    _check_fields(shard, members, fields)
+    wanted = list(dict.fromkeys(ending for field in fields for ending in field.endings))
+    return list(_samples(members, wanted, len({field.endings for field in fields})))
 
-    Args:
-        strict: raise where a caption is no text; else it is left as it is.
+
+def read_archives(shards: Sequence[str], fields: Sequence[Field], **_: Any) -> Iterator[dict[str, Any]]:
+    """The rows of archives, one after the other.
 
     Raises:
         ValueError: an archive is damaged, or lacks a field in all of its rows (names those that it has), or a caption
             is no text (names archive, file and type).
     """
-    wanted = list(dict.fromkeys(ending for field in fields for ending in field.endings))
     for shard in shards:
         try:
             with _open(Path(shard)) as archive:
-                members = _members(archive)
-                _check_fields(shard, members, fields)
-                for row in _samples(members, wanted, len({field.endings for field in fields})):
+                for row in _rows(shard, archive, fields):
                     made = {field.column: _value(field, row, shard) for field in fields}
-                    if strict and "captions" in made:
+                    if "captions" in made:
                         try:
                             made["captions"] = texts_of(made["captions"])
                         except NotText as problem:
@@ -152,6 +171,55 @@ def read_archives(shards: Sequence[str], fields: Sequence[Field], strict: bool, 
                     yield made
         except UNREADABLE as error:
             raise unreadable(shard, [Path(shard)], error) from error
+
+
+class ArchiveShards(Shards):
+    """Archives whose rows are read by number. A chunk is an archive.
+
+    A zipped tar archive has no places that could be jumped to: one that is read is unpacked into a temporary file.
+
+    Raises:
+        ValueError: as `read_archives`.
+    """
+
+    def __init__(self, files: Sequence[Path], columns: Mapping[str, str]) -> None:
+        self.fields = [parse_field(name, column) for column, name in columns.items()]
+        names = [str(path) for path in files]
+        kind = f"archive {_FORM} {sorted({field.endings for field in self.fields})}"
+        sizes = rows_of_files(names, kind, lambda name: [len(self._open(name)[1])])
+        self.files = [name for name, (size,) in zip(names, sizes, strict=True) if size]
+        super().__init__([size for (size,) in sizes if size], None)
+        self.keep(1, 1)
+
+    def keep(self, places: int, rows: int) -> None:
+        self._archives = Kept(2 * places)
+
+    def _open(self, name: str) -> tuple[Any, list[dict[str, _Member]]]:
+        try:
+            if name.lower().endswith("gz"):
+                whole = tempfile.TemporaryFile()  # noqa: SIM115
+                with gzip.open(name) as packed:
+                    shutil.copyfileobj(packed, whole)
+                whole.seek(0)
+                archive: Any = tarfile.open(fileobj=whole)  # noqa: SIM115
+            else:
+                archive = _open(Path(name))
+            rows = _rows(name, archive, self.fields)
+        except UNREADABLE as error:
+            raise unreadable(name, [Path(name)], error) from error
+        if isinstance(archive, tarfile.TarFile):
+            archive.members = []  # type: ignore[attr-defined]  # what it knows of each file
+        return archive, rows
+
+    def __getitem__(self, row: int) -> Mapping[str, Any]:
+        chunk, inside = self.place_of(row)
+        name = self.files[chunk]
+        _, rows = self._archives.get(chunk, lambda: self._open(name))
+        self.rows_read += 1
+        try:
+            return {field.column: _value(field, rows[inside], name) for field in self.fields}
+        except UNREADABLE as error:
+            raise unreadable(name, [Path(name)], error) from error
 
 
 def _is_there(members: Sequence[_Member], field: Field) -> bool:
@@ -166,9 +234,7 @@ def _check_fields(shard: str, members: Sequence[_Member], fields: Sequence[Field
             raise missing_column(shard, name, present)
 
 
-def load_archives(
-    files: Sequence[Path], columns: Mapping[str, str], streaming: bool, optional: Iterable[str] = ()
-) -> Any:
+def load_archives(files: Sequence[Path], columns: Mapping[str, str], optional: Iterable[str] = ()) -> Any:
     """Archives as a data set of the columns that are wanted.
 
     Args:
@@ -183,9 +249,7 @@ def load_archives(
     shards = [str(path) for path in files]
     # The sizes and times are there for the cache of `datasets`: changed files are read again.
     stamps = tuple((path.stat().st_size, path.stat().st_mtime_ns) for path in files)
-    options = {"shards": shards, "fields": tuple(fields), "strict": not streaming, "stamps": (_FORM, *stamps)}
-    if streaming:  # `datasets` divides the lists in the options among ranks, and leaves tuples whole
-        return datasets.IterableDataset.from_generator(read_archives, gen_kwargs=options)
+    options = {"shards": shards, "fields": tuple(fields), "stamps": (_FORM, *stamps)}
     features = datasets.Features(
         {
             field.column: datasets.Image(decode=False)

@@ -26,11 +26,14 @@ class DataArguments:
         },
     )
     streaming: bool = field(
-        default=False, metadata={"help": "read the data sets from front to back instead of loading them whole"}
+        default=False, metadata={"help": "read rows where the next ones are instead of loading data sets whole"}
     )
-    streaming_rows: int = field(default=0, metadata={"help": "samples in an epoch when streaming"})
+    streaming_rows: int = field(default=0, metadata={"help": "samples in an epoch when streaming; 0: all rows"})
     streaming_window: int = field(
-        default=4096, metadata={"help": "when streaming, rows are shuffled within windows of this many"}
+        default=4096,
+        metadata={
+            "help": "when streaming, rows are shuffled within windows of this many, from a place for each 64 of them"
+        },
     )
     split: str = field(default="train", metadata={"help": "split of the data set; `all` takes a whole folder"})
     revision: str | None = field(default=None, metadata={"help": "revision of a data set of the Hub"})

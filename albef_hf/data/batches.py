@@ -54,22 +54,20 @@ def mask_tokens(
 
 @dataclass(frozen=True)
 class SampleKey:
-    """Which row is drawn at which position of which epoch. sample: the row itself, where it comes from a stream."""
+    """Which row is drawn at which position of which epoch."""
 
     row: int
     epoch: int
     position: int
-    sample: dict[str, Any] | None = None
 
 
 class Samples(Dataset):
     """Sample keys -> samples. Subclasses define `prepare`.
 
-    A row that cannot be used is replaced by another one. The sample's own generator draws it from the whole corpus, or
-    from the batch where rows come from a stream.
+    A row that cannot be used is replaced by another one, which the sample's own generator draws from the whole corpus.
     """
 
-    def __init__(self, corpus: Corpora | None, arguments: DataArguments, seed: int) -> None:
+    def __init__(self, corpus: Corpora, arguments: DataArguments, seed: int) -> None:
         self.corpus, self.arguments, self.seed = corpus, arguments, seed
 
     def prepare(self, row: dict[str, Any], generator: np.random.Generator) -> dict[str, Any]:
@@ -80,37 +78,21 @@ class Samples(Dataset):
         """
         raise NotImplementedError
 
-    def _row(self, key: SampleKey) -> tuple[dict[str, Any], str, int]:
-        """The row of a key, the name of its data set, and its number there."""
-        if self.corpus is None:
-            assert key.sample is not None
-            return key.sample, self.arguments.dataset, key.row
-        return self.corpus[key.row], *self.corpus.name_of(key.row)
-
-    def _sample(self, key: SampleKey, batch: list[SampleKey]) -> dict[str, Any]:
+    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
         generator = random_generator(self.seed, 1, key.epoch, key.position)
         rejected: list[dict[str, Any]] = []
-        candidate = key
+        candidate = key.row
         for _ in range(ATTEMPTS):
-            row, source, number = self._row(candidate)
             try:
-                return {**self.prepare(row, generator), "rejected": rejected}
+                return {**self.prepare(self.corpus[candidate], generator), "rejected": rejected}
             except BadImage as problem:
+                source, number = self.corpus.name_of(candidate)
                 rejected.append({"row": number, "source": source, "reason": problem.reason})
-            if self.corpus is None:
-                candidate = batch[int(generator.integers(len(batch)))]
-            else:
-                candidate = SampleKey(int(generator.integers(len(self.corpus))), key.epoch, key.position)
+            candidate = int(generator.integers(len(self.corpus)))
         raise ValueError(f"{ATTEMPTS} rows one after the other cannot be used; the last: {rejected[-1]}")
 
-    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
-        return self._sample(key, [key])
-
-    def __getitems__(self, keys: list[SampleKey]) -> list[dict[str, Any]]:
-        return [self._sample(key, keys) for key in keys]
-
     def __len__(self) -> int:
-        return 0 if self.corpus is None else len(self.corpus)
+        return len(self.corpus)
 
 
 class PretrainingSamples(Samples):
@@ -118,7 +100,7 @@ class PretrainingSamples(Samples):
 
     def __init__(
         self,
-        corpus: Corpora | None,
+        corpus: Corpora,
         processor: AlbefProcessor,
         augment: Augmentation,
         arguments: DataArguments,
@@ -228,11 +210,10 @@ class TrainingData:
 
     Args:
         batch_size: samples of a rank's micro-batch.
-        rows: samples in an epoch, over all ranks; the size of the corpus where left out.
         accumulation: micro-batches of an optimizer step.
 
     Attributes:
-        rows: as above.
+        rows: samples in an epoch, over all ranks.
         steps_per_epoch: batches that a rank draws in an epoch. Rows that do not fill a global batch are dropped.
 
     Raises:
@@ -248,12 +229,11 @@ class TrainingData:
         rank: int = 0,
         world_size: int = 1,
         workers: int = 0,
-        rows: int | None = None,
         accumulation: int = 1,
     ) -> None:
         self.samples, self.collate, self.batch_size, self.accumulation = samples, collate, batch_size, accumulation
         self.seed, self.rank, self.world_size, self.workers = seed, rank, world_size, workers
-        self.rows = len(samples) if rows is None else rows
+        self.rows = samples.corpus.samples
         self.steps_per_epoch = self.rows // (batch_size * world_size * accumulation) * accumulation
         if self.steps_per_epoch == 0:
             accumulated = f", {accumulation} of them accumulated," if accumulation > 1 else ""
@@ -266,13 +246,15 @@ class TrainingData:
         """The keys of batch `start` and of all later batches. skipped: see `batches`."""
         epoch, step = divmod(start, self.steps_per_epoch)
         size = self.batch_size * self.world_size
+        together = max(1, 1024 // self.batch_size)  # batches whose rows are computed at once
         while True:
-            assert self.samples.corpus is not None
-            order = self.samples.corpus.order(self.seed, epoch)
             last = skipped + (self.rows - skipped) // (size * self.accumulation) * (size * self.accumulation)
-            for first in range(skipped + step * size, last, size):
-                mine = first + self.rank * self.batch_size
-                yield [SampleKey(int(order[p]), epoch, p) for p in range(mine, mine + self.batch_size)]
+            firsts = np.arange(skipped + step * size, last, size) + self.rank * self.batch_size
+            for ahead in range(0, len(firsts), together):
+                mine = firsts[ahead : ahead + together, None] + np.arange(self.batch_size)
+                rows = self.samples.corpus.rows_at(self.seed, epoch, mine.ravel()).reshape(mine.shape)
+                for batch in zip(rows.tolist(), mine.tolist(), strict=True):
+                    yield [SampleKey(row, epoch, position) for row, position in zip(*batch, strict=True)]
             epoch, step, skipped = epoch + 1, 0, 0
 
     def to_device(self, batch: dict[str, Any], device: torch.device) -> dict[str, Any]:

@@ -3,8 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-import datasets
 import numpy as np
+
+from .permutation import permuted
+from .streaming import CorpusStream
+
+ORDER = 2  # of the rows: to be raised when the same seed gives another, so that no run goes on in another order
+_MIXED = 1024  # samples, about, in which every data set has its share
 
 
 def random_generator(*key: int) -> np.random.Generator:
@@ -25,19 +30,32 @@ def shares_of(weights: Sequence[float]) -> np.ndarray:
 
 
 class Corpora:
-    """Map-style data sets with equal columns, numbered as one.
+    """Data sets with equal columns, numbered as one, and the order in which their rows come.
+
+    Sample k of a data set, counted through all epochs, is a row of its pass k // size: no row comes again before all
+    other rows of its data set have come. Rows are shuffled whole, or as `CorpusStream.order` says. Where there are
+    several data sets, every thousand samples of an epoch or so have the share of each, in shuffled order. All of it is
+    computed for the positions that are asked for: nothing is as long as the data.
 
     Args:
         parts: data sets as `load_corpus` returns them.
         names: the name of each in reports.
         weights: share of each in an epoch, in any unit; left out, an epoch has every row once.
+        samples: of an epoch; all rows where left out.
+
+    Attributes:
+        samples: as above. counts: those of each data set.
 
     Raises:
         ValueError: a weight is not positive, or a data set has no rows.
     """
 
     def __init__(
-        self, parts: Sequence[datasets.Dataset], names: Sequence[str], weights: Sequence[float] | None = None
+        self,
+        parts: Sequence[Any],
+        names: Sequence[str],
+        weights: Sequence[float] | None = None,
+        samples: int | None = None,
     ) -> None:
         self.parts, self.names = list(parts), list(names)
         self.sizes = [len(part) for part in self.parts]
@@ -45,11 +63,14 @@ class Corpora:
             if size == 0:
                 raise ValueError(f"{name} has no rows")
         self.starts = np.cumsum([0, *self.sizes])
-        exact = shares_of(self.sizes if weights is None else weights) * len(self)
+        self.samples = len(self) if samples is None else samples
+        exact = shares_of(self.sizes if weights is None else weights) * self.samples
         self.counts = np.floor(exact).astype(np.int64)
-        # Samples lost by rounding down go to the largest remainders: an epoch has as many samples as there are rows.
-        left_over = len(self) - int(self.counts.sum())
+        # Samples lost by rounding down go to the largest remainders.
+        left_over = self.samples - int(self.counts.sum())
         self.counts[np.argsort(self.counts - exact, kind="stable")[:left_over]] += 1
+        self.blocks = max(1, self.samples // max(_MIXED, 2 * len(self.parts)))
+        self._block: tuple[Any, ...] = ()
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -67,20 +88,57 @@ class Corpora:
         part = self.part_of(row)
         return self.names[part], int(row - self.starts[part])
 
-    def order(self, seed: int, epoch: int) -> np.ndarray:
-        """The rows of an epoch, shuffled: (samples,).
+    def rows_at(self, seed: int, epoch: int, positions: np.ndarray) -> np.ndarray:
+        """The rows at some positions of an epoch.
 
-        Each data set is shuffled pass by pass, across epochs: no row comes again before all other rows of its data set
-        have come.
+        Args:
+            positions: (n,), each 0 .. samples - 1; a few thousand at a time cost the least for each.
+
+        Returns: (n,) row numbers.
         """
-        chosen = []
-        for part, (size, count) in enumerate(zip(self.sizes, self.counts, strict=True)):
-            if count == 0:
-                continue
-            first = epoch * int(count)
-            passes = range(first // size, (first + int(count) - 1) // size + 1)
-            rows = np.concatenate([random_generator(seed, 2, part, p).permutation(size) for p in passes])
-            skipped = first - passes.start * size
-            chosen.append(rows[skipped : skipped + int(count)] + self.starts[part])
-        rows = np.concatenate(chosen)
-        return rows[random_generator(seed, 0, epoch).permutation(len(rows))]
+        part, number = self._sources(seed, epoch, np.asarray(positions, dtype=np.int64))
+        number = number + epoch * self.counts[part]
+        rows = np.empty_like(number)
+        for each in np.unique(part):
+            here = part == each
+            passes, index = np.divmod(number[here], self.sizes[each])
+            found = np.empty_like(index)
+            for which in np.unique(passes):
+                found[passes == which] = self._order(int(each), index[passes == which], (seed, 2, int(each), which))
+            rows[here] = found + self.starts[each]
+        return rows
+
+    def _order(self, part: int, index: np.ndarray, key: tuple[Any, ...]) -> np.ndarray:
+        data = self.parts[part]
+        return data.order(index, *key) if isinstance(data, CorpusStream) else permuted(index, self.sizes[part], *key)
+
+    def _sources(self, seed: int, epoch: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The data sets of some positions of an epoch, and how many of its samples come before: (n,), (n,)."""
+        if len(self.parts) == 1:
+            return np.zeros_like(positions), positions
+        block = positions * self.blocks // self.samples
+        block += self._before(block + 1).sum(1) <= positions
+        part, number = np.empty_like(positions), np.empty_like(positions)
+        for each in np.unique(block):
+            if self._block[:3] != (seed, epoch, each):
+                self._block = (seed, epoch, each, *self._mixed(seed, epoch, each))
+            first, parts, numbers = self._block[3:]
+            here = block == each
+            part[here], number[here] = parts[positions[here] - first], numbers[positions[here] - first]
+        return part, number
+
+    def _before(self, block: np.ndarray) -> np.ndarray:
+        """(n,) blocks of an epoch -> (n, parts) samples of each data set that come before. A block has fewer samples
+        than data sets more or less than the others."""
+        return self.counts * block[:, None] // self.blocks
+
+    def _mixed(self, seed: int, epoch: int, block: int) -> tuple[int, np.ndarray, np.ndarray]:
+        """The first position of a block; the data set of each sample, and how many samples of it come before."""
+        before, after = self._before(np.array([block, block + 1]))
+        parts = np.repeat(np.arange(len(self.parts)), after - before)
+        parts = parts[random_generator(seed, 0, epoch, int(block)).permutation(len(parts))]
+        numbers = np.empty_like(parts)
+        for each in np.unique(parts):
+            here = parts == each
+            numbers[here] = before[each] + np.arange(here.sum())
+        return int(before.sum()), parts, numbers

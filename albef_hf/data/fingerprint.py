@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from .batches import TrainingData
+from .corpora import ORDER
+from .streaming import CorpusStream
 
 ROWS = 16  # looked at in each data set
 _IDS = ("group", "image_id")  # where none is given, made of the data set's name and the row or its picture
@@ -34,21 +36,33 @@ def _digest(value: Any, into: "hashlib._Hash") -> None:
         into.update(f"{type(value).__name__} {value!r};".encode())
 
 
-def data_fingerprint(data: TrainingData) -> dict[str, Any]:
-    """The size of the data and a digest of rows spread over them. It does not depend on where the files lie.
+def _looked_at(part: Any) -> list[int]:
+    """Rows spread over a data set, or over the first and last chunk of a stream, which may be archives."""
+    if not isinstance(part, CorpusStream):
+        return [number * (len(part) - 1) // (ROWS - 1) for number in range(ROWS)]
+    half = ROWS // 2
+    spread = [(start, int(part.shards.chunks[at])) for at, start in ((0, 0), (-1, len(part) - part.shards.chunks[-1]))]
+    return [int(start) + number * (size - 1) // (half - 1) for start, size in spread for number in range(half)]
 
-    Returns: `rows`: samples in an epoch; `digest`: hexadecimal, None for streams, which have no row numbers.
+
+def data_fingerprint(data: TrainingData) -> dict[str, Any]:
+    """The size of the data, their order, and a digest of rows spread over them. It does not depend on where the files
+    lie.
+
+    Returns: `rows`: samples in an epoch; `order`: how rows are ordered, where the data are streams with the rows that
+        are shuffled together; `digest`: hexadecimal.
     """
     corpus = data.samples.corpus
-    if corpus is None:
-        return {"rows": data.rows, "digest": None}
+    order = [ORDER, *(part.window for part in corpus.parts if isinstance(part, CorpusStream))]
     into = hashlib.sha256()
     for part, name, count in zip(corpus.parts, corpus.names, corpus.counts, strict=True):
         _digest((len(part), int(count), list(part.column_names)), into)
-        for number in range(ROWS):
-            row = part[number * (len(part) - 1) // (ROWS - 1)]
+        if isinstance(part, CorpusStream):
+            _digest(part.shards.chunks.tobytes(), into)
+        for number in _looked_at(part):
+            row = part[number]
             own = {
                 key: str(value).removeprefix(f"{name}:").removeprefix("=") for key, value in row.items() if key in _IDS
             }
             _digest({**row, **own}, into)
-    return {"rows": data.rows, "digest": into.hexdigest()}
+    return {"rows": data.rows, "order": order, "digest": into.hexdigest()}

@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
+from ..gathering import rank
 from ..processing_albef import AlbefProcessor
 from .arguments import DataArguments
 from .augmentation import build_augmentation
 from .batches import Collator, PretrainingCollator, PretrainingSamples, Samples, TrainingData
-from .corpora import Corpora
+from .corpora import Corpora, shares_of
 from .sources import CORPUS_KEYS, check_keys, load_corpus
-from .streaming import StreamedTrainingData
 
 
 def build_training_data(
@@ -46,7 +46,7 @@ def build_training_data(
 
 def assemble(
     arguments: DataArguments,
-    samples: Callable[[Corpora | None], Samples],
+    samples: Callable[[Corpora], Samples],
     collate: Collator,
     batching: tuple[int, int, int, int],
     captions: bool = True,
@@ -55,13 +55,13 @@ def assemble(
     """Training batches from the configured data sets: the one of `dataset`, or those of `mixture`.
 
     Args:
-        samples: makes the samples of a corpus, or of a stream where the corpus is None.
+        samples: makes the samples of a corpus.
         batching: batch size per rank, seed, rank, number of ranks.
         captions: whether rows need captions.
         accumulation: micro-batches of an optimizer step.
 
     Raises:
-        ValueError: a wrong entry of `mixture`, or streaming without `streaming_rows`; and as `load_corpus`.
+        ValueError: a wrong entry of `mixture`; and as `load_corpus`.
     """
     alone = {key: getattr(arguments, key) for key in CORPUS_KEYS if key != "options"}
     entries = arguments.mixture or [{**alone, "options": arguments.dataset_options}]
@@ -78,10 +78,10 @@ def assemble(
         load_corpus(**({k: v for k, v in entry.items() if k != "weight"} | without), streaming=arguments.streaming)
         for entry in entries
     ]
+    corpus = Corpora(loaded, names, weights, arguments.streaming_rows or None if arguments.streaming else None)
     if arguments.streaming:
-        if arguments.streaming_rows <= 0:
-            raise ValueError("streaming needs streaming_rows, the samples in an epoch: a stream has no length")
-        shares = weights or [1.0] * len(loaded)
-        window, rows = arguments.streaming_window, arguments.streaming_rows
-        return StreamedTrainingData(loaded, shares, window, samples(None), collate, *batching, rows=rows, **loading)
-    return TrainingData(samples(Corpora(loaded, names, weights)), collate, *batching, **loading)
+        for stream, share in zip(loaded, shares_of(weights or corpus.sizes), strict=True):
+            stream.shuffle_within(max(1, round(arguments.streaming_window * share)))
+        if corpus.samples > len(corpus) and rank() == 0:
+            print(f"note: streaming_rows makes an epoch of {corpus.samples:,} samples from {len(corpus):,} rows")
+    return TrainingData(samples(corpus), collate, *batching, **loading)

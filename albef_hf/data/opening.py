@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 
 from ..gathering import rank
-from .archives import load_archives
+from .archives import ArchiveShards, load_archives
 from .builtin.emoji import load_emoji_corpus
 from .builtin.emoji_tasks import (
     load_emoji_entailment,
@@ -34,6 +34,7 @@ from .files import (
 )
 from .folders import EVERYTHING, choose_tables, counted_by_ending, list_folder, load_folder
 from .hints import nearest_hint
+from .shards import ParquetShards, Shards, TableShards
 
 BUILT_IN = {
     "emoji": load_emoji_corpus,
@@ -68,15 +69,13 @@ class Opened:
     """A data set as it was found.
 
     Args:
-        rows: a `datasets.Dataset`, or an `IterableDataset` where it is streamed.
+        rows: a `datasets.Dataset`, or `Shards` where it is streamed.
         root: the folder that relative picture paths start from.
-        files: the files it is made of, where they are known.
         renamed: whether its columns have our names.
     """
 
     rows: Any
     root: Path
-    files: list[Path]
     renamed: bool = False
 
 
@@ -100,6 +99,10 @@ def open_dataset(
     """
     path = Path(dataset).expanduser().absolute()
     files: list[Path] = []
+
+    def found(rows: Any, root: Path) -> Opened:
+        return Opened(TableShards(dataset, rows, columns) if streaming else rows, root)
+
     try:
         if dataset in BUILT_IN:
             loader: Any = BUILT_IN[dataset]
@@ -113,31 +116,29 @@ def open_dataset(
                 check_keys(options, [], f"options of the folder {dataset}")
                 loaded, said = load_folder(path, listing, split)
                 _say(said)
-                return Opened(_streamed(loaded, streaming), path, listing.pictures)
+                return found(loaded, path)
             if not listing.tables:
                 raise ValueError(_nothing_in(path, listing.left_out))
             files = choose_tables(path, listing.tables, split)
-            return _open_files(files, path, columns, options, streaming, optional)
-        elif is_pattern(dataset) or path.is_file() or _is_path(dataset):
+            return _open_files(dataset, files, path, columns, options, streaming, optional)
+        elif is_pattern(dataset) or path.is_file() or (_is_path(dataset) and not path.is_dir()):
             if not is_pattern(dataset) and not path.suffix and not path.is_file():
                 raise missing("folder", dataset, path)
             files = find_files(dataset)
-            return _open_files(files, root_of(files), columns, options, streaming, optional)
+            return _open_files(dataset, files, root_of(files), columns, options, streaming, optional)
+        elif streaming:
+            return Opened(_stream_hub(dataset, revision, split, columns, options), path.parent)
         else:
-            loaded = _open_hub(dataset, revision, streaming, options)
+            loaded = _open_hub(dataset, revision, options)
     except UNREADABLE as error:
         raise unreadable(dataset, files, error) from error
-    if isinstance(loaded, (datasets.DatasetDict, datasets.IterableDatasetDict)):
-        if split == EVERYTHING and isinstance(loaded, datasets.DatasetDict):
-            return Opened(_streamed(datasets.concatenate_datasets(list(loaded.values())), streaming), path.parent, [])
+    if isinstance(loaded, datasets.DatasetDict):
+        if split == EVERYTHING:
+            return found(datasets.concatenate_datasets(list(loaded.values())), path.parent)
         if split not in loaded:
             raise ValueError(f"{dataset} has no split {split!r}; {nearest_hint(split, loaded)}")
         loaded = loaded[split]
-    return Opened(_streamed(loaded, streaming), path.parent, [])
-
-
-def _streamed(loaded: Any, streaming: bool) -> Any:
-    return loaded.to_iterable_dataset() if streaming and isinstance(loaded, datasets.Dataset) else loaded
+    return found(loaded, path.parent)
 
 
 def _say(line: str) -> None:
@@ -174,6 +175,7 @@ def _is_path(dataset: str) -> bool:
 
 
 def _open_files(
+    dataset: str,
     files: list[Path],
     root: Path,
     columns: Mapping[str, str],
@@ -188,25 +190,55 @@ def _open_files(
     try:
         if reader == "archive":
             check_keys(options, [], f"options of {files[0]}")
-            return Opened(load_archives(files, columns, streaming, optional), root, files, renamed=True)
+            rows = ArchiveShards(files, columns) if streaming else load_archives(files, columns, optional)
+            return Opened(rows, root, renamed=True)
+        if streaming and reader == "parquet":
+            check_keys(options, [], f"options of {files[0]} when streaming")
+            return Opened(ParquetShards(dataset, [str(path) for path in files], columns), root)
         if reader == "csv":
             check_keys(options, ["column_names", "delimiter"], f"options of {files[0]}")
-            return Opened(_streamed(read_csv(files, **options), streaming), root, files)
-        names = {"train": [str(path) for path in files]}  # files have no splits, and `datasets` calls all of them so
-        loaded = datasets.load_dataset(reader, data_files=names, split="train", streaming=streaming, **options)
+            loaded = read_csv(files, **options)
+        elif streaming and reader == "arrow":
+            check_keys(options, [], f"options of {files[0]} when streaming")
+            loaded = datasets.concatenate_datasets([datasets.Dataset.from_file(str(path)) for path in files])
+        else:
+            names = {"train": [str(path) for path in files]}  # files have no splits; `datasets` calls all of them so
+            loaded = datasets.load_dataset(reader, data_files=names, split="train", **options)
     except UNREADABLE as error:
         raise unreadable(str(files[0]), files, error) from error
     except (StopIteration, ValueError) as error:  # what `datasets` raises where there are no rows
         if isinstance(error, StopIteration) or "corresponds to no data" in str(error):
             raise ValueError(f"{files[0]} has no rows") from error
         raise
-    return Opened(loaded, root, files)
+    return Opened(TableShards(dataset, loaded, columns) if streaming else loaded, root)
 
 
-def _open_hub(dataset: str, revision: str | None, streaming: bool, options: dict[str, Any]) -> Any:
+def _stream_hub(
+    dataset: str, revision: str | None, split: str, columns: Mapping[str, str], options: dict[str, Any]
+) -> Shards:
+    """A data set of the Hub that is read there.
+
+    Raises:
+        ValueError: it is not made of Parquet files, the only ones that say how many rows they have and where.
+    """
+    builder = _open_hub(dataset, revision, options, datasets.load_dataset_builder)
+    files = builder.config.data_files or {}
+    if not type(builder).__module__.endswith("packaged_modules.parquet.parquet"):
+        raise ValueError(
+            f"{dataset} cannot be streamed from the Hub: it is not made of Parquet files, and no others say how many "
+            "rows they have. Leave streaming out, or download its files and name their folder"
+        )
+    if split not in files:
+        raise ValueError(f"{dataset} has no split {split!r}; {nearest_hint(split, files)}")
+    return ParquetShards(dataset, [str(file) for file in files[split]], columns)
+
+
+def _open_hub(
+    dataset: str, revision: str | None, options: dict[str, Any], opened_by: Any = datasets.load_dataset
+) -> Any:
     _say(f"{dataset}: no such folder or file here; looking for a data set of that name on the Hub")
     try:
-        return datasets.load_dataset(dataset, revision=revision, streaming=streaming, **options)
+        return opened_by(dataset, revision=revision, **options)
     except (ConnectionError, FileNotFoundError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(

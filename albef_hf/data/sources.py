@@ -1,91 +1,16 @@
 """Loading of data sets from every kind of source, with their columns under our names and their pictures undecoded."""
 
 import inspect
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets.distributed import split_dataset_by_node
 
-from .columns import (
-    captions_from_classes,
-    check_captions,
-    complete_pictures,
-    fill_template,
-    missing_column,
-    rename_columns,
-)
-from .fields import check_texts, field_of, split_field
-from .files import UNREADABLE, unreadable
+from .columns import check_captions, complete_pictures, fill_template, rename_columns
+from .fields import split_field
 from .opening import BUILT_IN, check_keys, open_dataset
-
-
-@dataclass
-class CorpusStream:
-    """A data set that is read from front to back: rows of `image` (undecoded), `captions` and `group`.
-
-    Args:
-        dataset: its name, for errors and groups.
-        columns: our name of a column -> its name in the data set.
-        image_root: folder that relative picture paths start from.
-        files: that it is made of, where they are known.
-        caption_template: see `load_corpus`.
-    """
-
-    stream: datasets.IterableDataset
-    dataset: str
-    columns: dict[str, str]
-    image_root: Path
-    files: list[Path] = field(default_factory=list)
-    caption_template: str | None = None
-
-    def rows(self, seed: int, rank: int = 0, world_size: int = 1) -> Iterator[dict[str, Any]]:
-        """The rows of a rank. seed: sets the order of the shards.
-
-        Raises:
-            ValueError: a column is missing, the first caption is no text, or a file cannot be read to its end.
-        """
-        stream = self.stream if self.stream.features is None else self.stream.decode(False)
-        stream = stream.shuffle(seed=seed, buffer_size=1)
-        if world_size > 1:
-            stream = split_dataset_by_node(stream, rank, world_size)
-        try:
-            for number, row in enumerate(stream):
-                yield self._row(row, rank, number)
-        except UNREADABLE as error:
-            raise unreadable(self.dataset, self.files, error) from error
-
-    def _row(self, row: Mapping[str, Any], rank: int, number: int) -> dict[str, Any]:
-        made: dict[str, Any] = {}
-        for ours, name in self.columns.items():
-            found = split_field(name, row)
-            if found is None:
-                raise missing_column(self.dataset, name, row)
-            made[ours] = field_of(row[found[0]], found[1])
-        if self.caption_template is not None and "captions" in made:
-            feature = (self.stream.features or {}).get(self.columns["captions"])
-            made["captions"] = captions_from_classes([made["captions"]], feature, self.caption_template)[0]
-        if number == 0 and "captions" in made:
-            check_texts(self.dataset, self.columns["captions"], None, [made["captions"]])
-        image = made["image"]
-        if isinstance(image, Mapping) and image.get("bytes") is None and isinstance(image.get("path"), str):
-            image = image["path"]
-        if isinstance(image, str):
-            made["image"] = image = str(self.image_root / image)
-        own = image if isinstance(image, str) else f"{rank}:{number}"
-        return {**made, "group": group_of(self.dataset, made.get("group"), own)}
-
-
-def group_of(dataset: str, value: Any, own: Any) -> str:
-    """The group of a row. Equal ids of two data sets are two groups.
-
-    Args:
-        value: the row's id; null and not-a-number are none.
-        own: what tells the row from others where it has no id: its picture's path, or its number.
-    """
-    return f"{dataset}:{own}" if value is None or value != value else f"{dataset}:={value}"
+from .streaming import CorpusStream, group_of
 
 
 def load_corpus(
@@ -138,7 +63,7 @@ def load_corpus(
     root = Path(image_root).expanduser() if image_root is not None else opened.root
     if streaming:
         present = {name: name for name in columns} if opened.renamed else columns
-        return CorpusStream(opened.rows, dataset, present, root, opened.files, caption_template)
+        return CorpusStream(opened.rows, dataset, present, root, caption_template)
     corpus = opened.rows if opened.renamed else rename_columns(opened.rows, columns, dataset)
     if "captions" in columns and caption_template is not None:
         corpus = fill_template(corpus, dataset, caption_template)

@@ -1,99 +1,146 @@
-"""Batches from data sets that are read from front to back and never loaded whole."""
+"""Data sets that are read where the next rows are, and never loaded whole."""
 
-import itertools
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from .batches import SampleKey, TrainingData
-from .corpora import random_generator, shares_of
-from .sources import CorpusStream
+import numpy as np
+
+from .columns import captions_from_classes, missing_column
+from .fields import check_texts, field_of, split_field
+from .permutation import permuted
+from .shards import Shards
+
+WINDOW = 4096
+_BLOCK = 64  # rows of a lane that are shuffled together, at least, where the data have enough chunks
+_TURN = 4  # consecutive samples from one lane
 
 
-class StreamedTrainingData(TrainingData):
-    """`TrainingData` from streams. Here too, batch i of a rank depends on (seed, i, rank, number of ranks) only.
+class WindowedOrder:
+    """An order of rows that reads files nearly from front to back.
 
-    The order of shards changes every epoch, and rows are shuffled within windows. A stream that ends starts again; a
-    note says so once, since it means that rows come twice in an epoch, and others perhaps not at all. A resumed run
-    skips the rows of the epoch that were already used, without decoding them.
+    The chunks of the data are put one after the other in an order that is new in each pass, and this sequence is cut
+    into equal *lanes*. Positions go round the lanes, a few samples from each; the rows of a lane are shuffled in
+    blocks of consecutive ones. So a window of samples comes from one block of each lane. Since a lane always has the
+    same places of a round, ranks and workers whose batches fit into it read their own lanes alone.
 
     Args:
-        streams: data sets as `load_corpus(..., streaming=True)` returns them.
-        weights: the share of each stream, in any unit.
-        window: how many rows are shuffled together on a rank.
-        *arguments, **options: those of `TrainingData`. `rows` is required, since a stream has no length.
+        chunks: (chunks,) their rows.
+        window: rows that are shuffled together: blocks x lanes.
     """
 
-    def __init__(
-        self, streams: Sequence[CorpusStream], weights: Sequence[float], window: int, *arguments: Any, **options: Any
-    ) -> None:
-        super().__init__(*arguments, **options)
-        self.streams = list(streams)
-        self.shares = shares_of(weights)
-        self.batches_per_window = max(1, window // self.batch_size)
-        self.said: set[int] = set()  # the streams of which a note was printed
+    def __init__(self, chunks: np.ndarray, window: int) -> None:
+        self.chunks, self.size = chunks, int(chunks.sum())
+        self.starts = chunks.cumsum() - chunks
+        self.lanes = max(1, min(window // _BLOCK, len(chunks)))
+        self.block = max(1, window // self.lanes)
+        self._sequence: tuple[Any, ...] = ()
 
-    def _endless(self, part: int, epoch: int) -> Iterator[dict[str, Any]]:
-        """The rows of one stream, over and over."""
-        for again in itertools.count():
-            seed = int(random_generator(self.seed, 3, epoch, part, again).integers(2**31))
-            count = 0
-            for row in self.streams[part].rows(seed, self.rank, self.world_size):
-                count += 1
-                yield row
-            if count == 0:
-                raise ValueError(f"{self.streams[part].dataset} has no rows for rank {self.rank}")
-            if part not in self.said:
-                self.said.add(part)
-                print(self._note(part, count))
+    def rows(self, index: np.ndarray, *key: int) -> np.ndarray:
+        """The rows at some places of a pass, each of which has every row once.
 
-    def _note(self, part: int, count: int) -> str:
-        """What it means that a stream starts again within an epoch. count: its rows on this rank."""
-        name, weighted = self.streams[part].dataset, len(self.streams) > 1
-        here = (
-            f"all {count:,} rows of {name}" if self.world_size == 1 else f"the {count:,} rows of {name} on this rank"
-        )
-        what = "its weight is larger than its share of the rows" if weighted else f"an epoch has {self.rows:,} samples"
-        uneven = (
-            ""
-            if self.world_size == 1
-            else (
-                ". Where other ranks have more, some of their rows are not seen in this epoch: use shards with equal "
-                "numbers of rows, a multiple of the number of ranks"
-            )
-        )
-        return f"note: {here} were read and come again in this epoch ({what}){uneven}"
+        Args:
+            index: (n,), each 0 .. size - 1.
+            key: of the pass.
 
-    def _rows(self, epoch: int) -> Iterator[dict[str, Any]]:
-        """The rows of an epoch on this rank, mixed by weight."""
-        parts = [self._endless(part, epoch) for part in range(len(self.streams))]
-        chooser = random_generator(self.seed, 4, epoch, self.rank)
-        while True:
-            yield next(parts[int(chooser.choice(len(parts), p=self.shares)) if len(parts) > 1 else 0])
-
-    def keys(self, start: int, skipped: int = 0) -> Iterator[list[SampleKey]]:
-        """The keys of batch `start` and of all later batches. They hold the rows, with undecoded pictures.
-
-        Raises:
-            ValueError: samples are to be left out at the beginning.
+        Returns: (n,).
         """
-        if skipped:
-            raise ValueError("a stream cannot go on within an epoch with another batch size or number of ranks")
-        epoch, step = divmod(start, self.steps_per_epoch)
-        while True:
-            rows = self._rows(epoch)
-            first = step - step % self.batches_per_window
-            deque(itertools.islice(rows, first * self.batch_size), maxlen=0)
-            while first < self.steps_per_epoch:
-                batches = min(self.batches_per_window, self.steps_per_epoch - first)
-                window = list(itertools.islice(rows, batches * self.batch_size))
-                order = random_generator(self.seed, 5, epoch, first, self.rank).permutation(len(window))
-                for batch in range(max(0, step - first), batches):
-                    position = ((first + batch) * self.world_size + self.rank) * self.batch_size
-                    chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-                    yield [
-                        SampleKey(int(first * self.batch_size + row), epoch, position + i, window[row])
-                        for i, row in enumerate(chosen)
-                    ]
-                first += batches
-            epoch, step = epoch + 1, 0
+        short, longer = divmod(self.size, self.lanes)  # the first lanes have a row more than the others
+        turns = short // _TURN
+        turn, phase = np.divmod(index, _TURN * self.lanes)
+        lane, place = phase // _TURN, turn * _TURN + phase % _TURN
+        last = index - turns * _TURN * self.lanes  # what is left of each lane comes row by row
+        lane = np.where(last < 0, lane, last % self.lanes)
+        place = np.where(last < 0, place, turns * _TURN + last // self.lanes)
+        first = place - place % self.block
+        sizes = np.minimum(self.block, short + (lane < longer) - first)
+        place = first + permuted(place - first, sizes, *key, lane, first)
+        return self._rows_of(lane * short + np.minimum(lane, longer) + place, key)
+
+    def _rows_of(self, places: np.ndarray, key: tuple[int, ...]) -> np.ndarray:
+        """Places in the sequence of all chunks -> rows."""
+        if self._sequence[:1] != (key,):
+            chosen = permuted(np.arange(len(self.chunks)), len(self.chunks), *key)
+            self._sequence = (key, chosen, self.chunks[chosen].cumsum())
+        _, chosen, ends = self._sequence
+        at = np.searchsorted(ends, places, side="right")
+        return self.starts[chosen[at]] + places - ends[at] + self.chunks[chosen[at]]
+
+
+@dataclass
+class CorpusStream:
+    """Rows of `image` (undecoded), `captions` and `group`, which are read when they are asked for.
+
+    Args:
+        shards: where they are.
+        dataset: its name, for errors and groups.
+        columns: our name of a column -> its name in the data set.
+        image_root: folder that relative picture paths start from.
+        caption_template: see `load_corpus`.
+        window: rows that are shuffled together.
+
+    Raises:
+        ValueError: a column is missing in the first row, or its caption is no text.
+    """
+
+    shards: Shards
+    dataset: str
+    columns: dict[str, str]
+    image_root: Path
+    caption_template: str | None = None
+    window: int = field(default=WINDOW, compare=False)
+
+    def __post_init__(self) -> None:
+        self.shuffle_within(self.window)
+        first = self[0] if len(self) else {}
+        if "captions" in first:
+            check_texts(self.dataset, self.columns["captions"], None, [first["captions"]])
+
+    def shuffle_within(self, window: int) -> None:
+        """Set how many rows are shuffled together."""
+        self.window, self._order = window, WindowedOrder(self.shards.chunks, window)
+        self.shards.keep(self._order.lanes, self._order.block)
+
+    @property
+    def column_names(self) -> list[str]:
+        return sorted({*self.columns, "group"})
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[row] for row in range(len(self)))
+
+    def order(self, index: np.ndarray, *key: int) -> np.ndarray:
+        """The rows at some places of a pass: see `WindowedOrder.rows`."""
+        return self._order.rows(index, *key)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        row = self.shards[number]
+        made: dict[str, Any] = {}
+        for ours, name in self.columns.items():
+            found = split_field(name, row)
+            if found is None:
+                raise missing_column(self.dataset, name, row)
+            made[ours] = field_of(row[found[0]], found[1])
+        if self.caption_template is not None and "captions" in made:
+            feature = (self.shards.features or {}).get(self.columns["captions"])
+            made["captions"] = captions_from_classes([made["captions"]], feature, self.caption_template)[0]
+        image = made["image"]
+        if isinstance(image, Mapping) and image.get("bytes") is None and isinstance(image.get("path"), str):
+            image = image["path"]
+        if isinstance(image, str):
+            made["image"] = image = str(self.image_root / image)
+        own = image if isinstance(image, str) else number
+        return {**made, "group": group_of(self.dataset, made.get("group"), own)}
+
+
+def group_of(dataset: str, value: Any, own: Any) -> str:
+    """The group of a row. Equal ids of two data sets are two groups.
+
+    Args:
+        value: the row's id; null and not-a-number are none.
+        own: what tells the row from others where it has no id: its picture's path, or its number.
+    """
+    return f"{dataset}:{own}" if value is None or value != value else f"{dataset}:={value}"

@@ -1,12 +1,11 @@
 """How many words of the training texts the vocabulary does not know. A model learns nothing from [UNK]."""
 
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .batches import TrainingData
 from .fields import NotText, texts_of
-from .streaming import StreamedTrainingData
+from .streaming import CorpusStream
 
 LOOKED_AT = 1000  # rows of a data set
 MANY = 0.05  # from this share on the user is warned
@@ -48,15 +47,10 @@ def check_vocabulary(texts: Sequence[str], processor: Any, name: str) -> list[st
 def sampled_captions(data: TrainingData) -> Iterator[tuple[str, list[str]]]:
     """Captions of rows spread over each data set, or of the first rows of each stream, with its name. They are the
     same on all ranks."""
-    if isinstance(data, StreamedTrainingData):
-        for stream in data.streams:
-            yield (
-                stream.dataset,
-                _captions(row["captions"] for row in itertools.islice(stream.rows(seed=0), LOOKED_AT)),
-            )
-        return
-    assert data.samples.corpus is not None
     for part, name in zip(data.samples.corpus.parts, data.samples.corpus.names, strict=True):
+        if isinstance(part, CorpusStream):
+            yield name, _captions(part[row]["captions"] for row in range(min(LOOKED_AT, len(part))))
+            continue
         step = max(1, len(part) // LOOKED_AT)
         yield name, _captions(part.select(range(0, len(part), step))["captions"])
 

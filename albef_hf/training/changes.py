@@ -9,9 +9,6 @@ FIXED = {
     "queue_size", "tokenizer", "seed", "optimizer", "decay_vectors", "task", "answer_list", "answers",
 }  # fmt: skip
 
-# The batch that the run goes on with: it goes on from the same sample of the same epoch.
-BATCH = {"batch_size", "accumulation", "ranks"}
-
 # Where the data are and how they are read: free as long as the rows are the same.
 DATA = {
     "dataset", "dataset_options", "mixture", "split", "revision", "image_column", "caption_column", "id_column",
@@ -22,12 +19,11 @@ DATA = {
 SILENT = {"resume", "overwrite", "dry_run", "output_dir"}
 
 
-def compare_settings(before: Mapping[str, Any], now: Mapping[str, Any], streaming: bool) -> dict[str, tuple[Any, Any]]:
+def compare_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Compare two identities of a run.
 
     Args:
         before, now: `config`, `data` and `versions`, as a checkpoint carries them.
-        streaming: the data are streams: which rows a rank gets depends on the number of ranks and the batch size.
 
     Returns: what differs, name -> (before, now).
 
@@ -41,10 +37,16 @@ def compare_settings(before: Mapping[str, Any], now: Mapping[str, Any], streamin
         key: (old.get(key), new[key]) for key in new if key in old and old[key] != new[key] and key not in SILENT
     }
     other_data = "data" in before and before["data"] != now["data"]
-    refused = FIXED | (BATCH | DATA if streaming else set()) | (DATA if other_data else set())
+    refused = FIXED | (DATA if other_data else set())
     wrong = {key: values for key, values in changed.items() if key in refused}
     if other_data:
         wrong["the rows of the data"] = (before["data"], now["data"])
+    if other_data and before["data"].get("order", [1])[:1] != now["data"].get("order", [1])[:1]:
+        raise ValueError(
+            "the run began with a version of this package that puts the rows of the data in another order: it would "
+            "see some again and others not at all. Finish it with that version "
+            f"({before.get('versions', {}).get('albef-hf', 'unknown')}), or start a new run in another output_dir"
+        )
     if wrong:
         listed = "; ".join(f"{key}: {was!r} before, {now_is!r} now" for key, (was, now_is) in wrong.items())
         raise ValueError(

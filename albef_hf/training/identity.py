@@ -220,7 +220,7 @@ def identify(begun: Claim, groups: tuple[Any, ...], data: Any, accelerator: Acce
         versions = {"python": platform.python_version(), "albef-hf": __version__}
         versions |= {package: importlib.metadata.version(package) for package in PACKAGES}
         now = {"config": settings, "data": data_fingerprint(data), "versions": versions}
-        changes = compare_settings(before, now, bool(settings.get("streaming"))) if before else {}
+        changes = compare_settings(before, now) if before else {}
         record = _read_record(folder / "run.json") if begun.checkpoint is not None else {}
         identity = {"id": record.get("id") or before.get("id") or secrets.token_hex(8), **now}
         notes = [f"{key}: {old!r} before, {new!r} now" for key, (old, new) in changes.items()]
