@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
+from torch._subclasses.fake_tensor import FakeTensor
 
 # Newer versions of torch rename it, and warn of the former name.
 _all_gather = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
@@ -45,7 +46,7 @@ class RowExchange:
         wanted = (owners[:, None] == torch.arange(ranks, device=index.device)).sum(0)
         asked = torch.empty_like(wanted)
         dist.all_to_all_single(asked, wanted)
-        if index.is_meta:  # a dry run has no data: as many rows of each rank
+        if isinstance(index, FakeTensor):  # a plan has no data: as many rows of each rank
             self.wanted = self.asked = [(len(index) + other) // ranks for other in range(ranks)]
         else:
             self.wanted, self.asked = torch.stack([wanted, asked]).tolist()

@@ -73,13 +73,18 @@ def test_traffic_is_what_ranks_send(tmp_path):
     command = [sys.executable, str(ROOT / "tests" / "counting_worker.py"), str(tmp_path)]
     subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT), **ON_CPU}, check=True, timeout=300)
     by_rank = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(4)]
-    assert by_rank[0] == by_rank[1] and by_rank[2] == by_rank[3] and by_rank[3].items() <= by_rank[0].items()
-    for name, sent in by_rank[0].items():
+    for name in by_rank[0]:
         case, ranks = name.split()
-        assert sum(sent.values()) > 0, name
-        if ranks == "4" or case == "albef_gathered":
-            planned = simulate(method_of(case), training_batch(case), ARGUMENTS, ranks=int(ranks), device="cpu")
-            assert planned.sent == sent, name
+        sent = [counted[name] for counted in by_rank[: int(ranks)]]
+        # Which rank holds the negatives depends on what is drawn, so there the plan is the mean over the ranks.
+        drawn = "all_to_all" if case == "albef_gathered" else None
+        fixed = [{kind: size for kind, size in each.items() if kind != drawn} for each in sent]
+        assert sum(fixed[0].values()) > 0 and all(each == fixed[0] for each in fixed), name
+        if ranks == "4" or drawn:
+            planned = simulate(method_of(case), training_batch(case), ARGUMENTS, ranks=int(ranks), device="cpu").sent
+            if drawn:
+                assert planned.pop(drawn) == pytest.approx(sum(each[drawn] for each in sent) / len(sent), abs=10), name
+            assert planned == fixed[0], name
 
 
 def test_many_ranks_are_planned_as_few():

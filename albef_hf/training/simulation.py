@@ -183,9 +183,9 @@ def _stand_in(
     accumulation = min(2, arguments.accumulation)  # more micro-batches need no more memory
     total = steps + 1  # the last step of a run would save it
 
-    def clip(parameters: Any, norm: float) -> torch.Tensor:
+    def clip(largest: float) -> torch.Tensor:
         counter.phase = "optimizer"
-        return nn.utils.clip_grad_norm_(parameters, norm, foreach=True)  # as on GPUs
+        return nn.utils.clip_grad_norm_(method.parameters(), largest, foreach=True)  # as on GPUs
 
     def batches() -> Iterator[dict[str, Any]]:
         for _ in range(steps):
@@ -206,7 +206,6 @@ def _stand_in(
         is_main_process=True,
         no_sync=lambda model: contextlib.nullcontext(),
         backward=lambda loss: loss.backward(),
-        clip_grad_norm_=clip,
         reduce=lambda value, how: mean_over_ranks(value),
     )
     optimizer = build_optimizer(method, arguments)
@@ -218,6 +217,7 @@ def _stand_in(
         model=_Model(method, arguments.mixed_precision or "no", counter),
         accelerator=accelerator,
         guard=guard,
+        clip=clip,
         position=SimpleNamespace(step=0, shift=0, length=SimpleNamespace(total_steps=total)),
         stop=SimpleNamespace(group=None, agreed=False),
         arguments=SimpleNamespace(accumulation=accumulation, seed=0, max_gradient_norm=arguments.max_gradient_norm),
